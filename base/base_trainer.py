@@ -1,0 +1,209 @@
+"""The frame of a training run: epochs, monitoring, checkpoints, resuming. What an epoch does is for subclasses."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from utils import distributed
+from utils.checkpoint import load_weights, save_checkpoint
+from utils.errors import Interrupted, UserError
+from utils.logger import TensorBoardLog, file_log, get_logger
+
+
+@dataclass
+class TrainerOptions:
+    """Section `trainer` of a config.
+
+    Args:
+        epochs: epochs in all.
+        save_dir: folder of all runs; a run gets save_dir/NAME/RUN_ID.
+        save_period: keep a checkpoint-epochN.pth every so many epochs; last.pth is written after every epoch anyway.
+        monitor: "max KEY" or "min KEY" to keep model_best.pth by, KEY one of the logged values, e.g.
+            "max val_accuracy"; "off" for none.
+        early_stop: stop after so many validations without an improvement of the monitored value; 0 never.
+        valid_period: validate every so many epochs, and after the last.
+        log_step: batches between two readings of the running loss.
+        precision: "fp32", "bf16" or "fp16" (mixed precision, parameters stay in float32).
+        compile: run the network through torch.compile (half as fast again on a CPU, after a minute of compiling).
+        tensorboard: write TensorBoard logs into the run folder.
+        verbosity: 0 warnings, 1 one line an epoch, 2 everything.
+        add_extra_info: accepted for the reference's configs, where it adds nothing that is not logged here.
+    """
+
+    epochs: int
+    save_dir: str = "saved"
+    save_period: int = 50
+    monitor: str = "max val_accuracy"
+    early_stop: int = 0
+    valid_period: int = 1
+    log_step: int = 50
+    precision: str = "fp32"
+    compile: bool = False
+    tensorboard: bool = True
+    verbosity: int = 2
+    add_extra_info: bool = False
+
+    def __post_init__(self):
+        for name in ("epochs", "save_period", "valid_period", "log_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ValueError(f'precision must be "fp32", "bf16" or "fp16", not "{self.precision}"')
+        mode, _, key = self.monitor.partition(" ")
+        if self.monitor != "off" and (mode not in ("max", "min") or not key):
+            raise ValueError(f'monitor must be "off", "max KEY" or "min KEY", not "{self.monitor}"')
+
+
+class BaseTrainer(ABC):
+    """Trains for `options.epochs` epochs and keeps checkpoints in `run_dir`.
+
+    Args:
+        model: the network, without any wrapper, on its device.
+        optimizer, scheduler: the scheduler is stepped once an epoch.
+        options: section `trainer` of the config.
+        run_dir: folder of this run; exists.
+        extra_state: plain values every checkpoint carries: config, class counts, class map, seed.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler, options: TrainerOptions,
+                 run_dir: Path, extra_state: dict):
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.options, self.run_dir, self.extra_state = options, run_dir, extra_state
+        self.scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=options.precision == "fp16")
+        self.logger = get_logger(verbosity=options.verbosity)
+        self.tensorboard = TensorBoardLog(run_dir, options.tensorboard)
+        mode, _, self.monitored = options.monitor.partition(" ")
+        self.sign = -1 if mode == "min" else 1
+        self.start_epoch, self.best, self.best_epoch, self.checks_since_best = 1, None, None, 0
+
+    @abstractmethod
+    def train_epoch(self, epoch: int) -> dict:
+        """Train one epoch; returns the values to log. Epochs count from 1."""
+
+    @abstractmethod
+    def validate(self, epoch: int) -> dict:
+        """Values of the validation images to log, their names starting with `val_`."""
+
+    def train(self) -> dict:
+        """Run the remaining epochs.
+
+        Returns:
+            The values of the last epoch, with "run_dir", "last" and "best" (paths or None), "best_epoch".
+
+        Raises:
+            Interrupted: Ctrl-C; the last whole epoch's checkpoint is kept.
+            UserError: the loss is no longer finite, a checkpoint could not be saved, nothing is left to do.
+        """
+        if self.start_epoch > self.options.epochs:
+            raise UserError(f"This run has its {self.options.epochs} epochs already: ask for more with --epochs.")
+        values = {}
+        with file_log(self.logger, self.run_dir / "log.txt"):
+            try:
+                for epoch in range(self.start_epoch, self.options.epochs + 1):
+                    values = self._one_epoch(epoch)
+                    if self.options.early_stop and self.checks_since_best >= self.options.early_stop:
+                        self.logger.info(f"{self.monitored} has not improved for {self.checks_since_best} "
+                                         f"validations: stopping after epoch {epoch}.")
+                        break
+            except KeyboardInterrupt:
+                raise Interrupted(self._how_to_go_on()) from None
+            finally:
+                self.tensorboard.close()
+        best = self.run_dir / "model_best.pth"
+        return {**values, "run_dir": str(self.run_dir), "last": str(self.run_dir / "last.pth"),
+                "best": str(best) if self.best_epoch else None, "best_epoch": self.best_epoch}
+
+    def _one_epoch(self, epoch: int) -> dict:
+        values = {"epoch": epoch, **self.train_epoch(epoch)}
+        validated = epoch % self.options.valid_period == 0 or epoch == self.options.epochs
+        if validated:
+            values |= self.validate(epoch)
+        self.scheduler.step()
+        self.logger.info("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                                   for k, v in values.items() if v is not None))
+        improved = self._improved(values, epoch) if validated else False
+        if distributed.is_main():
+            self._save(epoch, improved)
+        return values
+
+    def _improved(self, values: dict, epoch: int) -> bool:
+        if self.options.monitor == "off":
+            return False
+        if self.monitored not in values:
+            raise UserError(f'trainer;monitor names "{self.monitored}", which is not logged: choose one of '
+                            f"{', '.join(k for k, v in values.items() if isinstance(v, float))}.")
+        value = values[self.monitored]
+        self.checks_since_best += 1
+        if self.best is not None and self.sign * value <= self.sign * self.best:
+            return False
+        self.best, self.best_epoch, self.checks_since_best = value, epoch, 0
+        return True
+
+    def _save(self, epoch: int, improved: bool) -> None:
+        state = self.state(epoch)
+        save_checkpoint(self.run_dir / "last.pth", {**state, "selected_by": f"epoch {epoch}, the last so far"})
+        if epoch % self.options.save_period == 0:
+            save_checkpoint(self.run_dir / f"checkpoint-epoch{epoch}.pth", {**state, "selected_by": f"epoch {epoch}"})
+        if improved:
+            save_checkpoint(self.run_dir / "model_best.pth",
+                            {**state, "selected_by": f"best so far: {self.options.monitor} {self.validation_source}"})
+
+    #: Where the monitored values come from, for the record.
+    validation_source = ""
+
+    def state(self, epoch: int) -> dict:
+        """Everything a run needs to go on after `epoch`: tensors and plain containers only."""
+        random_states = {"torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random_states["cuda"] = torch.cuda.get_rng_state_all()
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict(), "random": random_states,
+                "epoch": epoch, "best": self.best, "best_epoch": self.best_epoch,
+                "checks_since_best": self.checks_since_best, **self.extra_state}
+
+    def resume(self, checkpoint: dict, path: Path) -> None:
+        """Take up where a checkpoint of this project left off.
+
+        Raises:
+            UserError: it holds no optimizer (weights alone cannot be resumed), or another network.
+        """
+        if "optimizer" not in checkpoint:
+            raise UserError(f"{path} holds weights alone, so that training cannot go on from it: "
+                            "give a last.pth or checkpoint-epoch*.pth.")
+        load_weights(self.model, checkpoint["model"], path)
+        self._resume_optimizer(checkpoint["optimizer"], checkpoint["scheduler"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        torch.set_rng_state(checkpoint["random"]["torch"])
+        if torch.cuda.is_available() and len(checkpoint["random"].get("cuda", [])) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
+        self.start_epoch = checkpoint["epoch"] + 1
+        self.best, self.best_epoch = checkpoint["best"], checkpoint["best_epoch"]
+        self.checks_since_best = checkpoint["checks_since_best"]
+        self.logger.info(f"Going on from {path}, after epoch {checkpoint['epoch']}.")
+
+    def _resume_optimizer(self, optimizer_state: dict, scheduler_state: dict) -> None:
+        """Momenta and position in the schedule come from the checkpoint, hyper-parameters from the config, so that
+        overriding them on resume has the effect it says. Unchanged ones give exactly the rates of an unbroken run."""
+        hyper_parameters = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(optimizer_state)
+        self.scheduler.last_epoch = scheduler_state["last_epoch"]
+        rates = []
+        for group, configured in zip(self.optimizer.param_groups, hyper_parameters, strict=True):
+            change = configured["initial_lr"] / group["initial_lr"]
+            rates.append(group["lr"] * change)
+            group.update(configured, lr=rates[-1])
+        if isinstance(self.scheduler, LambdaLR):  # in closed form, so that moved steps count too
+            rates = self.scheduler.get_lr()
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        self.scheduler._last_lr = rates
+
+    def _how_to_go_on(self) -> str:
+        last = self.run_dir / "last.pth"
+        if not last.exists():
+            return "Stopped before the first epoch was over: nothing was saved."
+        return f"Stopped. {last} holds everything up to the last whole epoch; go on with: python train.py -r {last}"

@@ -1,0 +1,110 @@
+"""Class distributions: how long the tail of a training set is, which test sets to draw, which classes are few-shot.
+
+Pure functions on counts and labels; no image is touched here.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+CIFAR_DISTRIBUTIONS = ("forward50", "forward25", "forward10", "forward5", "forward2", "uniform",
+                       "backward2", "backward5", "backward10", "backward25", "backward50")
+SHOT_GROUPS = ("many", "medium", "few")
+SUBSET_SEED = 0  # long-tailed subsets are part of the benchmark's definition, not of a run's randomness
+
+
+def long_tail_counts(largest: int, num_classes: int, imb_factor: float) -> list[int]:
+    """Images that each class keeps: floor(largest * imb_factor^(c / (C-1))), exponential profile.
+
+    Args:
+        largest: images of the first class.
+        num_classes: C >= 2.
+        imb_factor: images of the last class over those of the first, in (0, 1]: the inverse of the imbalance ratio.
+
+    Raises:
+        ValueError: imb_factor outside (0, 1], or so small that a class would be empty.
+    """
+    if not 0 < imb_factor <= 1:
+        raise ValueError(f"imb_factor must lie in (0, 1] (0.01 is imbalance ratio 100), not {imb_factor}")
+    counts = [int(largest * imb_factor ** (c / (num_classes - 1))) for c in range(num_classes)]
+    if counts[-1] < 1:
+        raise ValueError(f"imb_factor {imb_factor} leaves the rarest class without an image; "
+                         f"with {largest} images in the largest class it must be at least {1 / largest:g}")
+    return counts
+
+
+def parse_distribution(name: str) -> tuple[str, float]:
+    """("forward" | "backward" | "uniform", ratio): "forward50" -> ("forward", 50.0), "uniform" -> ("uniform", 1.0).
+
+    Raises:
+        ValueError: the name is neither "uniform" nor "forward" or "backward" with a ratio of at least 1.
+    """
+    if name == "uniform":
+        return name, 1.0
+    match = re.fullmatch(r"(forward|backward)(\d+(?:\.\d+)?)", name)
+    if not match or float(match[2]) < 1:
+        raise ValueError(f'unknown test distribution "{name}": use "uniform", or "forward" or "backward" followed by '
+                         'a ratio of at least 1, such as "forward50"')
+    return match[1], float(match[2])
+
+
+def distribution_counts(images_per_class: int, cls_num_list: Sequence[int], name: str) -> list[int]:
+    """Test images of each class in one test distribution.
+
+    The class of rank i by descending training count gets floor(m * (1/ratio)^(i / (C-1))); "backward" reverses the
+    ranks (Hong et al., LADE, CVPR 2021). Equal counts keep their class order.
+
+    Args:
+        images_per_class: m, images per class in the balanced test set.
+        cls_num_list: training images per class, [C].
+        name: "forward50", "uniform", "backward2", ...
+    """
+    direction, ratio = parse_distribution(name)
+    rank = np.empty(len(cls_num_list), dtype=int)
+    rank[np.argsort(-np.asarray(cls_num_list), kind="stable")] = np.arange(len(cls_num_list))
+    if direction == "backward":
+        rank = len(cls_num_list) - 1 - rank
+    return [int(images_per_class * (1 / ratio) ** (i / (len(cls_num_list) - 1))) for i in rank]
+
+
+def draw_rows(targets: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Row numbers of counts[c] images of every class c, in class order.
+
+    A NumPy legacy generator, seeded 0, shuffles the rows of one class after the other; the first counts[c] are kept.
+    This defines the published CIFAR-LT subsets image by image.
+
+    Args:
+        targets: labels of all images, [N].
+        counts: images wanted of each class, [C].
+    """
+    generator = np.random.RandomState(SUBSET_SEED)
+    kept = []
+    for label, count in enumerate(counts):
+        rows = np.flatnonzero(targets == label)
+        generator.shuffle(rows)
+        kept.append(rows[:count])
+    return np.concatenate(kept)
+
+
+def draw_distributions(targets: np.ndarray, cls_num_list: Sequence[int],
+                       names: Iterable[str] = CIFAR_DISTRIBUTIONS) -> dict[str, np.ndarray]:
+    """Rows of a balanced test set that make up each test distribution; "uniform" is the whole set in file order.
+
+    Args:
+        targets: labels of the balanced test set, [N].
+        cls_num_list: training images per class, [C].
+        names: distributions wanted, in the order wanted.
+    """
+    images_per_class = int(np.bincount(targets, minlength=len(cls_num_list)).min())
+    return {
+        name: np.arange(len(targets)) if name == "uniform"
+        else draw_rows(targets, distribution_counts(images_per_class, cls_num_list, name))
+        for name in names
+    }
+
+
+def shot_groups(cls_num_list: Sequence[int]) -> dict[str, np.ndarray]:
+    """Classes by their number of training images: many (> 100), medium (20 to 100), few (< 20); boolean [C] each."""
+    counts = np.asarray(cls_num_list)
+    return {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}

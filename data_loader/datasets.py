@@ -1,0 +1,72 @@
+"""Images that fit in memory: CIFAR-10, CIFAR-100 and scikit-learn's digits, as plain tensors."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_loader.class_profiles import draw_rows
+from data_loader.torchvision_import import torchvision
+from utils.errors import UserError
+
+DIGITS_TEST_PER_CLASS = 50
+
+
+class ImageSet(NamedTuple):
+    """Images and their labels."""
+
+    images: Tensor  # [N, 3, S, S] uint8
+    targets: Tensor  # [N] int64
+
+    def rows(self, rows: np.ndarray) -> "ImageSet":
+        rows = torch.as_tensor(rows)
+        return ImageSet(self.images[rows], self.targets[rows])
+
+
+def load_cifar(name: str, data_dir: str | Path, train: bool) -> ImageSet:
+    """CIFAR-10 or CIFAR-100 in its official files, downloaded into `data_dir` when absent.
+
+    Args:
+        name: "CIFAR10" or "CIFAR100".
+        data_dir: folder that holds cifar-10-batches-py or cifar-100-python.
+        train: the 50,000 training or the 10,000 test images.
+
+    Raises:
+        UserError: the files there are not CIFAR's (their MD5 sums differ), or the download failed.
+    """
+    dataset_class = getattr(torchvision().datasets, name)
+    folder = Path(data_dir) / dataset_class.base_folder
+    try:
+        if folder.exists():
+            dataset = dataset_class(str(data_dir), train=train, download=False)
+        else:
+            dataset = dataset_class(str(data_dir), train=train, download=True)
+    except OSError as error:
+        raise UserError(f"{name} is not in {folder} and could not be downloaded ({error}): put its official python "
+                        f"files there, or point data_loader;args;data_dir at them.") from error
+    except RuntimeError as error:
+        raise UserError(f"{folder} does not hold the official {name} files (their MD5 sums differ): remove that folder "
+                        "to have them downloaded, or point data_loader;args;data_dir elsewhere.") from error
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    return ImageSet(images, torch.as_tensor(dataset.targets))
+
+
+def load_digits(train: bool, size: int = 16) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits (8x8 grey), enlarged without smoothing and repeated over three channels.
+
+    The test set takes 50 images of every class, the training set the others (124 to 133 a class).
+
+    Args:
+        train: training or test images.
+        size: width and height, a multiple of 8.
+    """
+    from sklearn.datasets import load_digits as load
+
+    grey, targets = load(return_X_y=True)
+    images = torch.from_numpy((grey.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8))
+    images = images.repeat_interleave(size // 8, dim=2).repeat_interleave(size // 8, dim=3).repeat(1, 3, 1, 1)
+    test_rows = draw_rows(targets, [DIGITS_TEST_PER_CLASS] * 10)
+    rows = np.setdiff1d(np.arange(len(targets)), test_rows) if train else test_rows
+    return ImageSet(images, torch.from_numpy(targets).long()).rows(rows)

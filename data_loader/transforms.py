@@ -1,0 +1,258 @@
+"""Augmentation of small images as tensor operations on whole batches, on whatever device the images are.
+
+Every image of a batch has its own random parameters. They are drawn first ("draw"), then applied, so that a draw can be
+replayed, shared between processes and compared with Pillow.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+    """[B, 3, H, W], uint8 or float in 0..1 -> float32, each channel (x - mean) / std with x in 0..1."""
+    if images.dtype == torch.uint8:
+        images = images.float().div_(255)
+    shape = (1, 3, 1, 1)
+    return (images - images.new_tensor(mean).view(shape)).div_(images.new_tensor(std).view(shape))
+
+
+# --- Training: crop with zero padding, flip, rotation; pixel for pixel what torchvision does with Pillow. ------------
+
+class GeometricDraw(NamedTuple):
+    """Parameters of crop, flip and rotation for B images."""
+
+    top: Tensor  # [B] int64, first row of the crop in the padded image
+    left: Tensor  # [B] int64, first column
+    flip: Tensor  # [B] bool
+    rotation: Tensor  # [B, 6] int64 from `rotation_coefficients`
+
+    def rows(self, index: slice | Tensor) -> "GeometricDraw":
+        return GeometricDraw(*(field[index] for field in self))
+
+    def to(self, device: torch.device) -> "GeometricDraw":
+        return GeometricDraw(*(field.to(device, non_blocking=True) for field in self))
+
+
+def rotation_coefficients(degrees: Tensor, size: int) -> Tensor:
+    """Pillow's inverse affine map for a rotation about the centre, in 16.16 fixed point.
+
+    The pixel at (x, y) of the rotated image is the source pixel at (c0 x + c1 y + c2, c3 x + c4 y + c5) >> 16.
+
+    Args:
+        degrees: counter-clockwise angles, [B].
+        size: width and height of the images.
+
+    Returns:
+        [B, 6] int64.
+    """
+    angle = -np.radians(degrees.double().numpy())
+    cos, sin, centre = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15), size / 2
+    c2 = -cos * centre - sin * centre + centre
+    c5 = sin * centre - cos * centre + centre
+    exact = np.stack([cos, sin, c2 + (cos + sin) * 0.5, -sin, cos, c5 + (cos - sin) * 0.5], axis=1)
+    return torch.from_numpy(np.floor(exact * 65536 + 0.5).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class CropFlipRotate:
+    """Random crop with zero padding, random horizontal flip, random rotation (nearest neighbour, zero fill).
+
+    Args:
+        size: width and height of the images.
+        padding: zeros added on every side before the crop.
+        flip: whether images may be mirrored.
+        degrees: rotations are uniform in [-degrees, degrees].
+    """
+
+    size: int
+    padding: int = 4
+    flip: bool = True
+    degrees: float = 15.0
+
+    def draw(self, count: int, generator: torch.Generator) -> GeometricDraw:
+        offsets = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
+        flip = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
+        degrees = (torch.rand(count, generator=generator) * 2 - 1) * self.degrees
+        return GeometricDraw(offsets[0], offsets[1], flip, rotation_coefficients(degrees, self.size))
+
+    def apply(self, images: Tensor, draw: GeometricDraw) -> Tensor:
+        """[B, 3, S, S] and the draw on the same device -> [B, 3, S, S], one gather for all three steps."""
+        steps = torch.arange(self.size, device=images.device)
+        c = draw.rotation.T[:, :, None, None]  # six of [B, 1, 1]
+        x, y = steps[None, None, :], steps[None, :, None]
+        # Backwards from the result to the source: undo the rotation, the flip, the crop.
+        source_x, source_y = (c[0] * x + c[1] * y + c[2]) >> 16, (c[3] * x + c[4] * y + c[5]) >> 16  # [B, S, S]
+        inside = _within(source_x, self.size) & _within(source_y, self.size)
+        source_x = torch.where(draw.flip[:, None, None], self.size - 1 - source_x, source_x)
+        source_x = source_x + (draw.left - self.padding)[:, None, None]
+        source_y = source_y + (draw.top - self.padding)[:, None, None]
+        inside &= _within(source_x, self.size) & _within(source_y, self.size)
+        return _gather_pixels(images, source_y, source_x, inside)
+
+
+def _within(coordinate: Tensor, size: int) -> Tensor:
+    return (coordinate >= 0) & (coordinate < size)
+
+
+def _gather_pixels(images: Tensor, y: Tensor, x: Tensor, inside: Tensor) -> Tensor:
+    """images [B, C, S, S] at rows y and columns x [B, S, S], zero where not inside."""
+    size = images.shape[-1]
+    index = torch.where(inside, y * size + x, 0).flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    pixels = images.flatten(2).gather(2, index).view_as(images)
+    return pixels.mul_(inside[:, None])
+
+
+# --- Test time: two random views of every image (SPEC section 6; MoCo v2's augmentation). ---------------------------
+
+class ViewDraw(NamedTuple):
+    """Parameters of one random view of each of B images."""
+
+    crop: GeometricDraw  # crop and flip; the rotation is by 0 degrees
+    jitter: Tensor  # [B] bool, whether colours change
+    factors: Tensor  # [B, 4] brightness, contrast, saturation factors; hue shift
+    order: Tensor  # [B, 4] int64, order of these four, a permutation of 0..3 in each row
+    grayscale: Tensor  # [B] bool
+    blur: Tensor  # [B] bool
+    sigma: Tensor  # [B] of the blur, in pixels
+
+    def rows(self, index: slice | Tensor) -> "ViewDraw":
+        return ViewDraw(self.crop.rows(index), *(field[index] for field in self[1:]))
+
+    def to(self, device: torch.device) -> "ViewDraw":
+        return ViewDraw(self.crop.to(device), *(field.to(device, non_blocking=True) for field in self[1:]))
+
+
+@dataclass(frozen=True)
+class ViewAugmentation:
+    """Random crop with zero padding, colour jitter, grayscale, Gaussian blur, flip, for small images.
+
+    Departs from Pillow in that colours are not rounded to 8 bits between the operations and the blur is a true Gaussian
+    (Pillow approximates one by box filters).
+
+    Args:
+        size: width and height of the images.
+        padding: zeros added on every side before the crop.
+        flip: whether images may be mirrored.
+        brightness, contrast, saturation: factors are uniform in [1 - value, 1 + value].
+        hue: shifts are uniform in [-hue, hue], of a full circle of 1.
+        jitter_p, grayscale_p, blur_p: probabilities.
+        sigma: range of the blur's standard deviation, in pixels.
+    """
+
+    size: int
+    padding: int = 4
+    flip: bool = True
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter_p: float = 0.8
+    grayscale_p: float = 0.2
+    blur_p: float = 0.2
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+    def draw(self, count: int, generator: torch.Generator) -> ViewDraw:
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.empty(count).uniform_(low, high, generator=generator)
+
+        def chosen(probability: float) -> Tensor:
+            return torch.rand(count, generator=generator) < probability
+
+        crop = CropFlipRotate(self.size, self.padding, self.flip, degrees=0.0).draw(count, generator)
+        factors = [uniform(1 - v, 1 + v) for v in (self.brightness, self.contrast, self.saturation)]
+        return ViewDraw(crop, jitter=chosen(self.jitter_p),
+                        factors=torch.stack([*factors, uniform(-self.hue, self.hue)], dim=1),
+                        order=torch.rand(count, 4, generator=generator).argsort(dim=1),
+                        grayscale=chosen(self.grayscale_p), blur=chosen(self.blur_p), sigma=uniform(*self.sigma))
+
+    def apply(self, images: Tensor, draw: ViewDraw) -> Tensor:
+        """One view of each image: [B, 3, S, S] uint8 and the draw on the same device -> [B, 3, S, S] in 0..1."""
+        images = CropFlipRotate(self.size, self.padding).apply(images, draw.crop).float().div_(255)
+        rows = draw.jitter.nonzero()[:, 0]
+        images[rows] = colour_jitter(images[rows], draw.factors[rows], draw.order[rows])
+        rows = draw.grayscale.nonzero()[:, 0]
+        images[rows] = luma(images[rows]).expand(-1, 3, -1, -1)
+        rows = draw.blur.nonzero()[:, 0]
+        images[rows] = gaussian_blur(images[rows], draw.sigma[rows])
+        return images
+
+
+def luma(images: Tensor) -> Tensor:
+    """ITU-R 601 grey value: [B, 3, H, W] -> [B, 1, H, W]."""
+    weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return (images * factor).clamp_(0, 1)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    mean = luma(images).mean(dim=(2, 3), keepdim=True)
+    return torch.lerp(mean, images, factor).clamp_(0, 1)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(luma(images), images, factor).clamp_(0, 1)
+
+
+def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` of a full circle, through HSV."""
+    value, channel = images.max(dim=1)  # [B, H, W]
+    chroma = value - images.amin(dim=1)
+    safe = torch.where(chroma > 0, chroma, 1)
+    r, g, b = images.unbind(1)
+    sector = torch.where(channel == 0, (g - b) / safe,
+                         torch.where(channel == 1, (b - r) / safe + 2, (r - g) / safe + 4))
+    sector = sector + 6 * shift[:, 0]  # hue in sixths of the circle
+    shades = []
+    for offset in (5, 3, 1):  # red, green, blue
+        k = (offset + sector) % 6
+        shades.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(shades, dim=1)
+
+
+ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+
+
+def colour_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Apply the four ADJUSTMENTS, to each image in an order of its own.
+
+    Args:
+        images: [B, 3, H, W] in 0..1.
+        factors: brightness, contrast, saturation factors and hue shift, [B, 4].
+        order: [B, 4], a permutation of 0..3 in each row.
+    """
+    images = images.clone()
+    for turn in order.unbind(1):
+        for kind, adjust in enumerate(ADJUSTMENTS):
+            rows = (turn == kind).nonzero()[:, 0]
+            images[rows] = adjust(images[rows], factors[rows, kind].view(-1, 1, 1, 1))
+    return images
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, radius: int = 8) -> Tensor:
+    """Gaussian blur with a standard deviation per image; the border is repeated outwards.
+
+    A blur of S pixels is a [S, S] matrix: rows and columns are blurred by two batched matrix products.
+
+    Args:
+        images: [B, 3, S, S].
+        sigma: [B], in pixels, at most radius / 4 for the tails to be negligible.
+        radius: pixels beyond which the kernel is cut off.
+    """
+    size = images.shape[-1]
+    target = torch.arange(size, device=images.device)[:, None]
+    source = torch.arange(-radius, size + radius, device=images.device)[None]
+    distance = (target - source).float()  # [S, S + 2 radius]
+    kernel = torch.exp(-0.5 * (distance / sigma[:, None, None]) ** 2) * (distance.abs() <= radius)
+    kernel = kernel / kernel.sum(dim=2, keepdim=True)
+    inner = kernel[:, :, radius : radius + size].clone()
+    inner[:, :, 0] += kernel[:, :, :radius].sum(dim=2)
+    inner[:, :, -1] += kernel[:, :, radius + size :].sum(dim=2)
+    inner = inner[:, None]
+    return inner @ images @ inner.transpose(2, 3)

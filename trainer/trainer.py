@@ -1,0 +1,107 @@
+"""Supervised training of a multi-expert network."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from base.base_data_loader import BaseDataLoader
+from base.base_trainer import BaseTrainer, TrainerOptions
+from data_loader.class_profiles import shot_groups
+from model.metric import class_hits, percent_correct
+from trainer.devices import parallel
+from trainer.evaluator import expert_logits, inference_copy
+from utils import distributed
+from utils.errors import UserError
+from utils.logger import progress
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer(BaseTrainer):
+    """One criterion, one network, one data loader.
+
+    Args:
+        model: on its device.
+        criterion: called as criterion(output dict, target) -> scalar; its `set_epoch(n)`, if any, is called first.
+        metrics: name -> function of (scores [B, C], target [B]).
+        loader: prepared for this process.
+        gpus: GPU numbers for DataParallel; fewer than two means none.
+        optimizer, scheduler, options, run_dir, extra_state: see BaseTrainer.
+    """
+
+    def __init__(self, model: nn.Module, criterion: nn.Module, metrics: Mapping[str, Callable], loader: BaseDataLoader,
+                 optimizer: torch.optim.Optimizer, scheduler, options: TrainerOptions, run_dir: Path,
+                 extra_state: dict, gpus: list[int] = ()):
+        super().__init__(model, optimizer, scheduler, options, run_dir, extra_state)
+        self.criterion, self.metrics, self.loader = criterion, metrics, loader
+        self.device = next(model.parameters()).device
+        self.network = parallel(torch.compile(model, dynamic=False) if options.compile else model, self.device, gpus)
+        self.groups = shot_groups(loader.cls_num_list)
+
+    def train_step(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One update on a batch [B, 3, H, W], [B]; returns the loss and the network's output, both detached."""
+        with torch.autocast(self.device.type, AUTOCAST.get(self.options.precision), self.options.precision in AUTOCAST):
+            output = self.network(images)
+        output = {name: tensor.float() for name, tensor in output.items()}
+        loss = self.criterion(output, target)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach(), {name: tensor.detach() for name, tensor in output.items()}
+
+    def train_epoch(self, epoch: int) -> dict:
+        self.network.train()
+        if hasattr(self.criterion, "set_epoch"):
+            self.criterion.set_epoch(epoch)
+        self.loader.set_epoch(epoch)
+        sums = torch.zeros(3, device=self.device)  # loss, correct, images
+        start = time.perf_counter()
+        bar = progress(self.loader, f"epoch {epoch}/{self.options.epochs}", total=len(self.loader))
+        for step, (images, target) in enumerate(bar):
+            if step == 0 and epoch == self.start_epoch:
+                shown = images[:32].float()
+                self.tensorboard.images("input/images", (shown - shown.amin()) / (shown.amax() - shown.amin()), epoch)
+            images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            target = target.to(self.device, non_blocking=True)
+            loss, output = self.train_step(images, target)
+            sums += torch.stack([loss * len(target), (output["output"].argmax(1) == target).sum(),
+                                 torch.tensor(float(len(target)), device=self.device)])
+            if (step + 1) % self.options.log_step == 0:
+                self._check_finite(sums[0] / sums[2], epoch)
+                bar.set_postfix(loss=f"{float(sums[0] / sums[2]):.3f}")
+        loss, correct, images = distributed.sum_over_processes(sums).tolist()
+        self._check_finite(torch.tensor(loss), epoch)
+        values = {"loss": loss / images, "accuracy": 100 * correct / images,
+                  "images_per_second": images / (time.perf_counter() - start),
+                  "lr": self.optimizer.param_groups[0]["lr"]}
+        self.tensorboard.scalars({"train/loss": values["loss"], "train/accuracy": values["accuracy"],
+                                  "train/images_per_second": values["images_per_second"],
+                                  "train/learning_rate": values["lr"]}, epoch)
+        return values
+
+    def _check_finite(self, loss: Tensor, epoch: int) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise UserError(f"The loss is no longer finite in epoch {epoch}: lower the learning rate (--lr)"
+                            f"{' or use bf16 instead of fp16' if self.options.precision == 'fp16' else ''}, "
+                            "and start again.")
+
+    def validate(self, epoch: int) -> dict:
+        batches = self.loader.split_validation()
+        self.validation_source = f"on the {batches.source}"
+        logits = expert_logits(inference_copy(self.model), batches, self.device, "validation")
+        output = {"output": logits.mean(dim=1)}
+        target = batches.targets
+        values = {"val_loss": float(nn.functional.cross_entropy(output["output"], target))}
+        values |= {f"val_{name}": 100 * float(metric(output["output"], target))
+                   for name, metric in self.metrics.items()}
+        hits = class_hits(output["output"].argmax(1), target, logits.shape[2])
+        values |= {f"val_{name}": percent_correct(*hits, torch.from_numpy(classes))
+                   for name, classes in self.groups.items()}
+        values |= {f"val_expert{e + 1}": 100 * float((logits[:, e].argmax(1) == target).float().mean())
+                   for e in range(logits.shape[1])}
+        self.tensorboard.scalars({f"validation/{name.removeprefix('val_')}": v for name, v in values.items()}, epoch)
+        return values

@@ -1,0 +1,221 @@
+"""Reads a JSON config, applies overrides, and checks every key, type name and argument before anything else happens."""
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+
+from utils import distributed
+from utils.checkpoint import write_atomically
+from utils.errors import UserError, unknown
+
+SIMPLE_KEYS = {"name": str, "n_gpu": int, "seed": int, "metrics": list[str]}
+
+
+class ConfigParser:
+    """A checked configuration. Reads like a dict; creates no folder and touches no log.
+
+    Args:
+        config: the JSON object: `name`, `n_gpu`, `seed`, `metrics`, and sections. A section either is
+            `{"type": NAME, "args": {...}}` or (`trainer`) a plain set of arguments.
+        components: section name -> {type name -> constructor}, or section name -> constructor for a plain section.
+        supplied: section name -> argument names that the code supplies itself, so that configs need not.
+        resume: checkpoint that the run starts from or evaluates.
+        device: "cpu", "cuda", "cuda:1", "0,1" (GPU numbers) or None for the best at hand.
+        output: folder for results, or None for the checkpoint's.
+
+    Raises:
+        UserError: an unknown key, type or argument (with the valid choices and the nearest), a missing argument,
+            or a value of the wrong type.
+    """
+
+    def __init__(self, config: Mapping, components: Mapping, supplied: Mapping[str, set[str]] | None = None, *,
+                 resume: Path | None = None, device: str | None = None, output: Path | None = None):
+        self.config = deepcopy(dict(config))
+        self.components = components
+        self.supplied = supplied or {}
+        self.resume, self.device, self.output = resume, device, output
+        self._check()
+
+    def __getitem__(self, key: str):
+        if key not in self.config:
+            raise UserError(f'The config has no "{key}": add it, or take a config from configs/ that has it.')
+        return self.config[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.config
+
+    def get(self, key: str, default=None):
+        return self.config.get(key, default)
+
+    def build(self, section: str, *args, **kwargs):
+        """Call the constructor that a section names with the section's arguments.
+
+        Raises:
+            UserError: the constructor refuses a value.
+        """
+        constructor, given = self._resolve(section)
+        try:
+            return constructor(*args, **{**given, **kwargs})
+        except (TypeError, ValueError) as error:
+            raise UserError(f'Config section "{section}" ({constructor.__name__}): {error}.') from error
+
+    def _resolve(self, section: str) -> tuple[Callable, dict]:
+        component, content = self.components[section], self[section]
+        if not isinstance(component, Mapping):
+            return component, content
+        if not isinstance(content, Mapping) or "type" not in content:
+            raise UserError(f'Config section "{section}" needs a "type", one of: {", ".join(sorted(component))}.')
+        for key in content.keys() - {"type", "args"}:
+            raise unknown(f'key in config section "{section}"', key, {"type", "args"})
+        if content["type"] not in component:
+            raise unknown(f'type in config section "{section}"', content["type"], component)
+        return component[content["type"]], content.get("args", {})
+
+    def _check(self) -> None:
+        for key in self.config:
+            if key not in SIMPLE_KEYS and key not in self.components:
+                raise unknown("key in the config", key, SIMPLE_KEYS.keys() | self.components.keys())
+        for key, kind in SIMPLE_KEYS.items():
+            if key in self.config and not fits(self.config[key], kind):
+                raise _wrong_type("config", key, self.config[key], kind)
+        for section in self.components.keys() - {"metrics"}:
+            if section in self.config:
+                constructor, given = self._resolve(section)
+                check_arguments(section, constructor, given, self.supplied.get(section, set()))
+        for name in self.get("metrics", []):
+            if name not in self.components.get("metrics", {name: None}):
+                raise unknown("metric", name, self.components["metrics"])
+
+
+def check_arguments(where: str, constructor: Callable, given: Mapping, supplied: set[str] = frozenset()) -> None:
+    """Check keyword arguments against a signature and its annotations without calling anything.
+
+    Raises:
+        UserError: an argument is unknown, missing, or of the wrong type.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(f'The arguments of config section "{where}" must be a JSON object, not {json.dumps(given)}.')
+    parameters = {
+        name: parameter for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in supplied
+    }
+    function = constructor.__init__ if inspect.isclass(constructor) else constructor
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):  # a library whose annotations cannot be evaluated: names are still checked
+        hints = {}
+    for name, value in given.items():
+        if name not in parameters:
+            raise unknown(f'argument of {constructor.__name__} in config section "{where}"', name, parameters)
+        if not fits(value, hints.get(name, typing.Any)):
+            raise _wrong_type(f"{where}.{constructor.__name__}", name, value, hints[name])
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given and n != "params"]
+    if missing:
+        raise UserError(f'Config section "{where}" ({constructor.__name__}) lacks the argument "{missing[0]}": add it.')
+
+
+def fits(value: object, kind: object) -> bool:
+    """Whether a JSON value fits a type annotation; annotations that JSON knows nothing of accept everything.
+
+    >>> fits(1, float), fits(True, int), fits(None, int | None), fits(["a"], list[int])
+    (True, False, True, False)
+    """
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in typing.get_args(kind))
+    if kind is None or kind is type(None):
+        return value is None
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str)
+    if origin in (list, tuple):
+        element = (typing.get_args(kind) or (typing.Any,))[0]
+        return isinstance(value, (list, tuple)) and all(fits(item, element) for item in value)
+    if kind is typing.Any or not isinstance(kind, type):
+        return True
+    return not isinstance(value, (int, float, str, bool, list, dict, type(None))) or isinstance(value, kind)
+
+
+def _wrong_type(where: str, name: str, value: object, kind: object) -> UserError:
+    wanted = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
+    return UserError(f'"{name}" in {where} must be of type {wanted}, not {json.dumps(value, default=str)}.')
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a config file.
+
+    Raises:
+        UserError: the file is missing, is no valid JSON, or is no JSON object.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        near = sorted(str(p) for p in path.parent.glob("*.json"))
+        hint = f" There are: {', '.join(near)}." if near else ""
+        raise UserError(f"There is no config file {path}: give the path of a JSON config with -c.{hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The config file {path} cannot be read: {error}.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold one JSON object, the config.")
+    return content
+
+
+def override(config: dict, path: str, value: object) -> None:
+    """Set one value in place; `path` joins the keys by semicolons, e.g. "optimizer;args;lr".
+
+    Raises:
+        UserError: a part of the path is a value, not a section. Whether the key is known is for ConfigParser to say.
+    """
+    *parents, last = path.split(";")
+    for depth, key in enumerate(parents):
+        config = config.setdefault(key, {})
+        if not isinstance(config, dict):
+            raise UserError(f'Cannot set "{path}": "{";".join(parents[: depth + 1])}" is a value, not a section.')
+    config[last] = value
+
+
+def parse_assignment(text: str) -> tuple[str, object]:
+    """Split "KEY;PATH=VALUE"; the value is read as JSON where it is JSON, else as a string.
+
+    >>> parse_assignment("optimizer;args;lr=0.05"), parse_assignment("name=mine")
+    (('optimizer;args;lr', 0.05), ('name', 'mine'))
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise UserError(f'--set needs KEY;PATH=VALUE, for example --set "optimizer;args;lr=0.05", not "{text}".')
+    try:
+        return path.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return path.strip(), value
+
+
+def make_run_dir(config: ConfigParser, save_dir: Path, run_id: str) -> Path:
+    """Create the folder of a training run, save_dir/NAME/RUN_ID, with the config in it; a resumed run keeps its own.
+
+    With several processes all get the same folder (the first one's).
+
+    Raises:
+        UserError: the folder cannot be created.
+    """
+    if config.resume and (config.resume.parent / "config.json").exists():
+        run_dir = config.resume.parent
+    else:
+        run_dir = distributed.from_first_process(save_dir / config["name"] / run_id)
+    if distributed.is_main():
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with "
+                            "--save_dir.") from error
+        write_atomically(run_dir / "config.json", json.dumps(config.config, indent=2).encode())
+    return run_dir

@@ -1,0 +1,26 @@
+"""Random numbers: one seed, and for every epoch or pass a generator that depends on nothing else."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices). Called by scripts, never on import."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
+    """CPU generator for one epoch. The same (seed, epoch, stream) always gives the same draws, so a run that is
+    resumed at epoch k draws what the uninterrupted run would have drawn.
+
+    Args:
+        seed: the run's seed.
+        epoch: epoch or pass number.
+        stream: separates independent uses of the same epoch (0 training images, 1 test-time views, ...).
+    """
+    mixed = np.random.SeedSequence([seed, epoch, stream]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(mixed[0]) << 32 | int(mixed[1]))
