@@ -5,7 +5,6 @@
   torchrun --nproc_per_node 4 train.py -c ...                     several processes
 """
 
-from datetime import datetime
 from pathlib import Path
 
 import model.metric
@@ -39,7 +38,7 @@ def main(config: ConfigParser) -> dict:
     scheduler = config.build("lr_scheduler", optimizer)
     metrics = {name: getattr(model.metric, name) for name in config.get("metrics", ["accuracy"])}
     checkpoint = load_checkpoint(config.resume) if config.resume else None
-    run_dir = make_run_dir(config, Path(options.save_dir), datetime.now().strftime("%m%d_%H%M%S"))
+    run_dir = make_run_dir(config, Path(options.save_dir))
     logger.info(f"{config['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
                 f"{len(loader)} batches an epoch. Run folder: {run_dir}")
     trainer = Trainer(network, criterion, metrics, loader, optimizer, scheduler, options, run_dir,

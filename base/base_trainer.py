@@ -197,7 +197,8 @@ class BaseTrainer(ABC):
             rates.append(group["lr"] * change)
             group.update(configured, lr=rates[-1])
         if isinstance(self.scheduler, LambdaLR):  # in closed form, so that moved steps count too
-            rates = self.scheduler.get_lr()
+            rates = [base * factor(self.scheduler.last_epoch)
+                     for base, factor in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self.scheduler._last_lr = rates

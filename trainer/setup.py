@@ -61,7 +61,7 @@ OVERRIDES = {
 
 
 def make_config(config: dict, **options) -> ConfigParser:
-    """Check a config given as a dict. Options: resume, device, output (see ConfigParser)."""
+    """Check a config given as a dict. Options: resume, device, output, run_id (see ConfigParser)."""
     return ConfigParser(config, COMPONENTS, SUPPLIED, **options)
 
 
@@ -87,6 +87,7 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
     parser.add_argument("--set", action="append", default=[], metavar="KEY;PATH=VALUE", dest="assignments",
                         help='any value of the config, e.g. --set "optimizer;args;lr=0.05"; may be repeated')
     if training:
+        parser.add_argument("--run_id", help="name of this run's folder (default: date and time)")
         parser.add_argument("--compile", action="store_const", const=True, help="run the network through torch.compile")
     else:
         parser.add_argument("-o", "--output", type=Path, help="folder for results (default: beside the checkpoint)")
@@ -110,7 +111,8 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
         override(config, "trainer;compile", True)
     for text in args.assignments:
         override(config, *parse_assignment(text))
-    return make_config(config, resume=args.resume, device=args.device, output=getattr(args, "output", None))
+    return make_config(config, resume=args.resume, device=args.device, output=getattr(args, "output", None),
+                       run_id=getattr(args, "run_id", None))
 
 
 def run_script(main: Callable[[ConfigParser], dict], description: str, **options) -> None:

@@ -30,6 +30,7 @@ class Subject:
     """A checkpoint's network, ready to be tested on its data."""
 
     network: nn.Module
+    num_experts: int
     loader: BaseDataLoader
     device: torch.device
     checkpoint: dict
@@ -58,7 +59,7 @@ def open_subject(config: ConfigParser) -> Subject:
                         "config of the same data set and imbalance ratio.")
     model = build_model(config, loader.num_classes, device)
     load_weights(model, checkpoint["model"], config.resume)
-    return Subject(parallel(inference_copy(model), device, gpus), loader, device, {
+    return Subject(parallel(inference_copy(model), device, gpus), model.num_experts, loader, device, {
         "path": str(config.resume), "sha256": sha256(config.resume), "epoch": checkpoint.get("epoch"),
         "selected_by": checkpoint.get("selected_by", "unknown")})
 
@@ -93,17 +94,16 @@ def train_at_test_time(config: ConfigParser, job: str) -> dict:
     Returns:
         The content of results.json.
     """
+    settings = config["aggregator"]
     subject = open_subject(config)
-    experts = config["arch"].get("args", {}).get("num_experts", 1)
-    if experts < 2:
+    if subject.num_experts < 2:
         raise UserError("Test-time training weighs experts against each other and this network has one: use a "
                         "checkpoint with num_experts of at least 2.")
 
     def make_aggregator():
-        return config.build("aggregator", num_experts=experts,
+        return config.build("aggregator", num_experts=subject.num_experts,
                             make_optimizer=lambda parameters: config.build("optimizer", parameters))
 
-    settings = config["aggregator"]
     make_aggregator()  # a refused value stops here, before any image is looked at
     scorer, distributions = subject.scorer(), subject.loader.test_distributions()
     aggregators = fit_aggregators(subject.network, subject.loader, distributions, make_aggregator,

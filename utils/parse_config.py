@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from datetime import datetime
 from pathlib import Path
 
 from utils import distributed
@@ -26,6 +27,7 @@ class ConfigParser:
         resume: checkpoint that the run starts from or evaluates.
         device: "cpu", "cuda", "cuda:1", "0,1" (GPU numbers) or None for the best at hand.
         output: folder for results, or None for the checkpoint's.
+        run_id: name of a training run's folder, or None for date and time.
 
     Raises:
         UserError: an unknown key, type or argument (with the valid choices and the nearest), a missing argument,
@@ -33,11 +35,12 @@ class ConfigParser:
     """
 
     def __init__(self, config: Mapping, components: Mapping, supplied: Mapping[str, set[str]] | None = None, *,
-                 resume: Path | None = None, device: str | None = None, output: Path | None = None):
+                 resume: Path | None = None, device: str | None = None, output: Path | None = None,
+                 run_id: str | None = None):
         self.config = deepcopy(dict(config))
         self.components = components
         self.supplied = supplied or {}
-        self.resume, self.device, self.output = resume, device, output
+        self.resume, self.device, self.output, self.run_id = resume, device, output, run_id
         self._check()
 
     def __getitem__(self, key: str):
@@ -199,21 +202,23 @@ def parse_assignment(text: str) -> tuple[str, object]:
         return path.strip(), value
 
 
-def make_run_dir(config: ConfigParser, save_dir: Path, run_id: str) -> Path:
+def make_run_dir(config: ConfigParser, save_dir: Path) -> Path:
     """Create the folder of a training run, save_dir/NAME/RUN_ID, with the config in it; a resumed run keeps its own.
 
     With several processes all get the same folder (the first one's).
 
     Raises:
-        UserError: the folder cannot be created.
+        UserError: the folder cannot be created, or holds another run.
     """
-    if config.resume and (config.resume.parent / "config.json").exists():
-        run_dir = config.resume.parent
-    else:
-        run_dir = distributed.from_first_process(save_dir / config["name"] / run_id)
+    going_on = config.resume and (config.resume.parent / "config.json").exists()
+    new = save_dir / config["name"] / (config.run_id or datetime.now().strftime("%m%d_%H%M%S"))
+    run_dir = config.resume.parent if going_on else distributed.from_first_process(new)
     if distributed.is_main():
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            run_dir.mkdir(parents=True, exist_ok=going_on)
+        except FileExistsError as error:
+            raise UserError(f"{run_dir} holds a run already: go on with -r {run_dir / 'last.pth'}, or give another "
+                            "--run_id.") from error
         except OSError as error:
             raise UserError(f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with "
                             "--save_dir.") from error

@@ -1,0 +1,37 @@
+# Everything runs in an environment of its own, .venv. Set PYTHON to use another interpreter, VENV another folder.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = saved/Digits_LT_TADE/demo
+BIN = $(VENV)/bin
+
+.PHONY: help env demo test lint clean
+.DEFAULT_GOAL := help
+
+help:  ## explain every target
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(VENV)/.ready  ## make the environment and install requirements.txt
+
+$(VENV)/.ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+demo: env  ## train on long-tailed digits, evaluate every test distribution, learn expert weights (2 minutes, no download)
+	rm -rf $(RUN)
+	$(BIN)/python train.py -c configs/config_digits_tade.json --run_id demo
+	$(BIN)/python test_all_cifar.py -r $(RUN)/last.pth
+	$(BIN)/python test_train_cifar.py -c configs/test_time_digits_tade.json -r $(RUN)/last.pth
+	@echo
+	@echo "Tables and plots: $(RUN)/results/last/test_all and $(RUN)/results/last/test_train"
+	@echo "TensorBoard:      $(BIN)/tensorboard --logdir saved"
+
+lint: env  ## check style and imports
+	$(BIN)/ruff check .
+
+test: lint  ## lint, then run the tests
+	$(BIN)/python -m pytest
+
+clean:  ## remove the environment and caches (not data/ or saved/)
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +

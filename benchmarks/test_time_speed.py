@@ -1,0 +1,147 @@
+"""Evaluating eleven test distributions, and test-time training on them, against the plain way of doing each.
+
+  python benchmarks/test_time_speed.py [--images 1000] [--repeats 3] [--output benchmarks/results/FILE.json]
+
+Plain evaluation: the network runs over the images of every distribution, batch norm and all, NCHW.
+Plain test-time training: every distribution by itself; each image is augmented by torchvision and Pillow, twice; the
+gradient goes through the whole network. Both sides make one pass of updates over every distribution.
+
+Images are random numbers in CIFAR's shape (speed does not depend on what they show). The sides run in turn; medians.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
+from data_loader.datasets import ImageSet  # noqa: E402
+from data_loader.torchvision_import import torchvision  # noqa: E402
+from data_loader.transforms import normalise  # noqa: E402
+from model.model import ResNet32Model  # noqa: E402
+from trainer.aggregator import StabilityAggregator, prediction_stability  # noqa: E402
+from trainer.devices import choose_device  # noqa: E402
+from trainer.evaluator import DistributionScorer, expert_logits, inference_copy, score_equal_weights  # noqa: E402
+from trainer.test_time_training import fit_aggregators  # noqa: E402
+from utils.logger import get_logger  # noqa: E402
+
+BATCH = 128
+
+
+class RandomCIFAR100(ImbalanceCIFAR100DataLoader):
+    """As many random images of each class as asked for."""
+
+    per_class: int
+
+    def load(self, train: bool) -> ImageSet:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (100 * self.per_class, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return ImageSet(images, torch.arange(100).repeat_interleave(self.per_class))
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def plain_evaluation(network, loader, distributions, device):
+    accuracy = {}
+    for name, rows in distributions.items():
+        correct = 0
+        for part in torch.as_tensor(rows).split(BATCH):
+            images = normalise(loader.test_set.images[part].to(device), loader.mean, loader.std)
+            with torch.no_grad():
+                prediction = network(images)["output"].argmax(dim=1).cpu()
+            correct += int((prediction == loader.test_set.targets[part]).sum())
+        accuracy[name] = 100 * correct / len(rows)
+    return accuracy
+
+
+def our_evaluation(network, loader, distributions, device):
+    batches = loader.test_batches()
+    logits = expert_logits(inference_copy(network), batches, device, "evaluation")
+    scorer = DistributionScorer(logits, batches.targets, loader.cls_num_list)
+    return {k: v["top1"] for k, v in score_equal_weights(scorer, distributions, distributions).items()}
+
+
+def pillow_views(loader):
+    t = torchvision().transforms
+    return t.Compose([t.RandomCrop(32, padding=4), t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+                      t.RandomGrayscale(p=0.2), t.RandomApply([t.GaussianBlur(17, (0.1, 2.0))], p=0.2),
+                      t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize(loader.mean, loader.std)])
+
+
+def plain_test_time_training(network, loader, distributions, device):
+    view = pillow_views(loader)
+    for rows in distributions.values():
+        parameter = torch.nn.Parameter(torch.full((3,), 1 / 3, device=device))
+        optimizer = sgd([parameter])
+        rows = torch.as_tensor(rows)
+        for part in rows[torch.randperm(len(rows))].split(BATCH):
+            pictures = [Image.fromarray(i.numpy()) for i in loader.test_set.images[part].permute(0, 2, 3, 1)]
+            views = [torch.stack([view(picture) for picture in pictures]).to(device) for _ in range(2)]
+            stability = prediction_stability(torch.softmax(parameter, 0), *(network(v)["logits"] for v in views))
+            optimizer.zero_grad()
+            (-stability).backward()
+            optimizer.step()
+
+
+def our_test_time_training(network, loader, distributions, device):
+    fit_aggregators(inference_copy(network), loader, distributions,
+                    lambda: StabilityAggregator(3, sgd, epochs=1, batch_size=BATCH), 1, device)
+
+
+def seconds(function, *arguments) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000, help="test images, a multiple of 100")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("-d", "--device")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    device, _ = choose_device(args.device)
+    get_logger().setLevel("WARNING")
+    RandomCIFAR100.per_class = args.images // 100
+    loader = RandomCIFAR100(data_dir="", batch_size=BATCH)
+    loader.prepare(device, seed=1)
+    network = ResNet32Model(100, reduce_dimension=True, use_norm=True, num_experts=3).to(device).eval()
+    distributions = loader.test_distributions()
+
+    plain, ours = (f(network, loader, distributions, device) for f in (plain_evaluation, our_evaluation))
+    assert max(abs(plain[n] - ours[n]) for n in plain) < 0.5, "the two ways of evaluating disagree"
+    results = {}
+    jobs = {"evaluation": (plain_evaluation, our_evaluation),
+            "test-time training": (plain_test_time_training, our_test_time_training)}
+    for job, sides in jobs.items():
+        times = [[seconds(side, network, loader, distributions, device) for side in sides] for _ in range(args.repeats)]
+        plain, ours = (statistics.median(column) for column in zip(*times, strict=True))
+        ratio = statistics.median(p / o for p, o in times)
+        results[job] = {"plain_seconds": plain, "our_seconds": ours, "ratio": ratio}
+        print(f"{job:<20} plain {plain:7.2f} s   here {ours:6.2f} s   {ratio:5.1f} times faster", flush=True)
+    if args.output:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps({
+            "command": "python " + " ".join(sys.argv), "commit": commit, "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
+            "threads": torch.get_num_threads(), "images": args.images, "distributions": len(distributions),
+            "repeats": args.repeats, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What the tests share: golden figures, the inputs they belong to, a tiny run on the digits, and the real CIFAR-100."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.setup import make_config
+from utils.parse_config import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+SHARED = ROOT.parent / "shared"  # figures and data of the developers, absent on a user's machine
+
+
+def golden_random(name: str) -> np.random.RandomState:
+    """The generator that the reference's inputs of this name were drawn from."""
+    return np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def golden_json(name: str):
+    return json.loads((GOLDEN / name).read_text())
+
+
+def golden_weights(state: dict) -> dict:
+    """The weights that the reference's figures were computed with, for the entries of a state dict."""
+    weights = {}
+    for name, tensor in state.items():
+        if name.endswith("num_batches_tracked"):
+            weights[name] = torch.zeros_like(tensor)
+            continue
+        shape = tuple(tensor.shape)
+        x = golden_random(name).standard_normal(shape)
+        if name.endswith("running_mean"):
+            x = 0.1 * x
+        elif name.endswith("running_var"):
+            x = 1 + 0.1 * np.abs(x)
+        elif len(shape) == 1:
+            x = 1 + 0.1 * x if name.endswith("weight") else 0.1 * x
+        else:
+            x = x * (0.7 * np.sqrt(2 / np.prod(shape[1:])) if len(shape) == 4 else np.sqrt(1 / shape[-1]))
+        weights[name] = torch.from_numpy(x.astype(np.float32))
+    return weights
+
+
+def script(name: str):
+    """A script at the top of the project as a module (`import test` would find the standard library's)."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """A script in a process of its own, as a user starts it."""
+    return subprocess.run([sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)], cwd=cwd,
+                          capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def digits_config(tmp_path) -> dict:
+    """Two epochs on the digits, in a few seconds; runs go to tmp_path."""
+    config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    config["trainer"] |= {"epochs": 2, "save_dir": str(tmp_path), "save_period": 1, "tensorboard": False}
+    config["data_loader"]["args"] |= {"batch_size": 64, "distributions": ["forward10", "uniform", "backward10"]}
+    return config
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory) -> dict:
+    """Results of a short training on the digits, shared by the tests that need a checkpoint."""
+    config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    config["trainer"] |= {"epochs": 6, "save_dir": str(tmp_path_factory.mktemp("runs")), "save_period": 3}
+    return script("train").main(make_config(config))
+
+
+@pytest.fixture(scope="session")
+def cifar_dir(tmp_path_factory) -> Path:
+    """Folder with the official CIFAR-100 files; skips where there are none."""
+    if (ROOT / "data" / "CIFAR100" / "cifar-100-python" / "train").exists():
+        return ROOT / "data" / "CIFAR100"
+    unpack = SHARED / "tools" / "unpack_cifar100.py"
+    if not unpack.exists():
+        pytest.skip("the CIFAR-100 files are not in data/CIFAR100")
+    folder = tmp_path_factory.mktemp("CIFAR100")
+    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, capture_output=True)
+    return folder

@@ -1,0 +1,132 @@
+import os
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+
+from model.model import ResNet32Model
+from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256
+from utils.errors import UserError
+
+
+@pytest.fixture
+def network():
+    return ResNet32Model(10, True, True, 2)
+
+
+def test_round_trip(tmp_path, network):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, {"model": network.state_dict(), "epoch": 3, "config": {"name": "x"}})
+    content = load_checkpoint(path)
+    assert content["epoch"] == 3 and content["config"] == {"name": "x"}
+    load_weights(ResNet32Model(10, True, True, 2), content["model"], path)
+    assert len(sha256(path)) == 64
+
+
+def test_module_prefixes_are_ignored(tmp_path, network):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, {"model": {f"module.{k}": v for k, v in network.state_dict().items()}})
+    load_weights(network, load_checkpoint(path)["model"], path)
+
+
+def test_a_bare_state_dict_loads(tmp_path, network):
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    assert load_checkpoint(tmp_path / "a.pth")["epoch"] is None
+
+
+@pytest.mark.parametrize("cut", [0, 10, 1000, -1000, -10])
+def test_truncated(tmp_path, network, cut):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, {"model": network.state_dict()})
+    data = path.read_bytes()
+    path.write_bytes(data[:cut])
+    with pytest.raises(UserError, match="truncated or not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_not_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint .*give the path of a .pth file"):
+        load_checkpoint(tmp_path / "absent.pth")
+    (tmp_path / "a.pth").write_text("hello")
+    with pytest.raises(UserError, match="truncated or not a checkpoint"):
+        load_checkpoint(tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"There are: .*a\.pth"):
+        load_checkpoint(tmp_path / "b.pth")
+    torch.save([1, 2], tmp_path / "a.pth")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_checkpoint(tmp_path / "a.pth")
+    torch.save({"model": {"x": 1}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="no network weights"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(("other", "message"), [
+    ((10, True, True, 3), "lacks backbone.layer2s.2"), ((100, True, True, 2), "another width"),
+    ((10, False, True, 2), "another width"), ((10, True, False, 2), "lacks backbone.linears.0.bias")])
+def test_another_architecture_is_named(tmp_path, network, other, message):
+    with pytest.raises(UserError, match=f"does not fit the architecture of the config: .*({message})"):
+        load_weights(ResNet32Model(*other), network.state_dict(), "some.pth")
+
+
+def _reference_checkpoint(path, network, config_state):
+    """A pickle with an object of a class that is not there when it is read, as the reference's checkpoints have."""
+    module = types.ModuleType("parse_config")
+
+    class ConfigParser:
+        def __init__(self, state):
+            self.__dict__.update(state)
+
+    ConfigParser.__module__, ConfigParser.__qualname__ = "parse_config", "ConfigParser"
+    module.ConfigParser = ConfigParser
+    sys.modules["parse_config"] = module
+    try:
+        torch.save({"arch": "Model", "epoch": 200, "monitor_best": 0.5, "config": ConfigParser(config_state),
+                    "state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, path)
+    finally:
+        del sys.modules["parse_config"]
+
+
+def test_the_references_checkpoints_load(tmp_path, network):
+    path = tmp_path / "reference.pth"
+    _reference_checkpoint(path, network, {"_config": {"name": "x", "trainer": {"epochs": 200}}, "resume": None})
+    content = load_checkpoint(path)
+    assert content["epoch"] == 200 and content["config"] == {"name": "x", "trainer": {"epochs": 200}}
+    load_weights(ResNet32Model(10, True, True, 2), content["model"], path)
+
+
+class Hostile:
+    """Runs a command when an ordinary pickle reader meets it."""
+
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.witness}",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nothing_in_a_checkpoint_is_run(tmp_path, network, legacy):
+    path, witness = tmp_path / "hostile.pth", tmp_path / "witness"
+    torch.save({"state_dict": network.state_dict(), "epoch": 1, "config": Hostile(witness)}, path,
+               _use_new_zipfile_serialization=not legacy)
+    content = load_checkpoint(path)
+    assert not witness.exists() and content["epoch"] == 1 and content["config"] is None
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Hostile(witness)))
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "bare.pth")
+    assert not witness.exists()
+
+
+def test_a_failed_write_leaves_the_earlier_file(tmp_path, network, monkeypatch):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, {"model": network.state_dict(), "epoch": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device.*untouched"):
+        save_checkpoint(path, {"model": network.state_dict(), "epoch": 2})
+    assert load_checkpoint(path)["epoch"] == 1 and [p.name for p in tmp_path.iterdir()] == ["a.pth"]

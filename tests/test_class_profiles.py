@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from conftest import SHARED, golden_json
+
+from data_loader.class_profiles import (
+    CIFAR_DISTRIBUTIONS,
+    distribution_counts,
+    draw_distributions,
+    draw_rows,
+    long_tail_counts,
+    shot_groups,
+)
+from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
+
+GOLDEN_COUNTS = golden_json("cifar100_lt_counts.json")
+FACTORS = {10: 0.1, 50: 0.02, 100: 0.01}
+
+
+@pytest.mark.parametrize("ratio", FACTORS)
+def test_long_tail_counts_are_the_references(ratio):
+    assert long_tail_counts(500, 100, FACTORS[ratio]) == GOLDEN_COUNTS[f"train_ir{ratio}"]["per_class"]
+
+
+def test_cifar10_total():
+    assert sum(long_tail_counts(5000, 10, 0.01)) == 12406
+
+
+@pytest.mark.parametrize("name", [n for n in CIFAR_DISTRIBUTIONS if n != "uniform"])
+def test_distribution_counts_are_the_references(name):
+    counts = distribution_counts(100, long_tail_counts(500, 100, 0.01), name)
+    assert counts == GOLDEN_COUNTS[f"test_{name}"]["per_class"]
+
+
+def test_distributions_follow_the_training_counts_not_the_class_numbers():
+    assert distribution_counts(10, [5, 100, 50], "forward10") == [1, 10, 3]
+    assert distribution_counts(10, [5, 100, 50], "backward10") == [10, 1, 3]
+
+
+@pytest.mark.parametrize("name", ["sideways5", "forward", "forward0.5", "backward-2", "Uniform"])
+def test_unknown_distribution(name):
+    with pytest.raises(ValueError, match="unknown test distribution"):
+        distribution_counts(10, [3, 2, 1], name)
+
+
+@pytest.mark.parametrize("factor", [0, -0.1, 1.5, 0.001])
+def test_bad_imbalance(factor):
+    with pytest.raises(ValueError, match="imb_factor"):
+        long_tail_counts(500, 100, factor)
+
+
+@pytest.mark.parametrize(("ratio", "sizes"), [(100, (35, 35, 30)), (50, (41, 41, 18)), (10, (69, 31, 0))])
+def test_shot_groups(ratio, sizes):
+    groups = shot_groups(long_tail_counts(500, 100, FACTORS[ratio]))
+    assert tuple(int(groups[name].sum()) for name in ("many", "medium", "few")) == sizes
+    assert (sum(groups.values()) == 1).all()
+
+
+def test_draws_are_repeatable_and_leave_numpy_alone():
+    targets = np.repeat(np.arange(5), 20)
+    np.random.seed(7)
+    before = np.random.get_state()[1].copy()
+    rows = draw_rows(targets, [20, 10, 5, 2, 1])
+    assert (np.random.get_state()[1] == before).all()
+    assert (rows == draw_rows(targets, [20, 10, 5, 2, 1])).all()
+    assert np.bincount(targets[rows]).tolist() == [20, 10, 5, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def index_lists():
+    path = SHARED / "golden" / "cifar100_lt_indices.npz"
+    if not path.exists():
+        pytest.skip("the published index lists are not at hand")
+    return np.load(path)
+
+
+@pytest.mark.parametrize("ratio", FACTORS)
+def test_training_images_are_the_references(cifar_dir, index_lists, ratio):
+    loader = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128, imb_factor=FACTORS[ratio])
+    whole = loader.load(train=True)
+    rows = draw_rows(whole.targets.numpy(), loader.cls_num_list)
+    np.testing.assert_array_equal(rows, index_lists[f"train_ir{ratio}"])
+    assert (loader.train_set.images == whole.images[rows]).all()
+
+
+def test_test_images_are_the_references(cifar_dir, index_lists):
+    loader = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128, imb_factor=0.01)
+    distributions = draw_distributions(loader.test_set.targets.numpy(), loader.cls_num_list)
+    assert list(distributions) == list(CIFAR_DISTRIBUTIONS)
+    assert len(distributions.pop("uniform")) == 10_000
+    for name, rows in distributions.items():
+        np.testing.assert_array_equal(rows, index_lists[f"test_{name}"])

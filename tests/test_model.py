@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, golden_json, golden_random, golden_weights
+
+import model.model
+from model.layers import CosineClassifier
+from model.loss import DiverseExpertLoss
+
+GOLDEN_MODELS = golden_json("models.json")
+SMALL = {"num_classes": 7, "reduce_dimension": True, "use_norm": True}
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODELS)
+def test_names_shapes_and_logits_are_the_references(name):
+    entry = GOLDEN_MODELS[name]
+    network = getattr(model.model, entry["type"])(**entry["args"]).eval()
+    state = network.state_dict()
+    assert {k: list(v.shape) for k, v in state.items()} == entry["state_dict"]
+    assert sum(p.numel() for p in network.parameters()) == entry["parameters"]
+    network.load_state_dict(golden_weights(state))
+    images = torch.from_numpy(golden_random("input").standard_normal(entry["input"]).astype(np.float32))
+    with torch.no_grad():
+        output = network(images)
+    for key, expected in np.load(GOLDEN / f"model_{name}.npz").items():
+        np.testing.assert_allclose(output[key].numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("experts", [1, 2, 3, 4, 6])
+def test_output_contract_and_a_gradient_for_every_parameter(experts):
+    network = model.model.ResNet32Model(**SMALL, num_experts=experts)
+    output = network(torch.randn(4, 3, 32, 32))
+    assert output["logits"].shape == (4, experts, 7) and output["feat"].shape == (4, experts, 48)
+    torch.testing.assert_close(output["output"], output["logits"].mean(dim=1))
+    DiverseExpertLoss([50, 40, 30, 20, 10, 5, 2])(output, torch.tensor([0, 1, 2, 6])).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_output_is_the_same_whatever_the_flags():
+    for flags in ({}, {"returns_feat": False}, {"use_norm": False}, {"num_experts": 2}):
+        output = model.model.ResNet32Model(**{**SMALL, **flags})(torch.randn(2, 3, 16, 16))
+        assert set(output) == {"output", "logits", "feat"}
+
+
+def test_width_overrides():
+    network = model.model.ResNet32Model(**SMALL, layer2_output_dim=20, layer3_output_dim=40, num_experts=2)
+    assert network.backbone.linears[1].weight.shape == (40, 7)
+    with pytest.raises(ValueError, match="narrower"):
+        model.model.ResNet32Model(**SMALL, layer2_output_dim=8)
+    with pytest.raises(ValueError, match="num_experts"):
+        model.model.ResNet32Model(**SMALL, num_experts=0)
+
+
+def test_cosine_classifier_starts_with_unit_columns_and_gives_cosines():
+    head = CosineClassifier(5, 3)
+    torch.testing.assert_close(head.weight.norm(dim=0), torch.ones(3))
+    feat = 7 * head.weight[:, 1].detach()[None]
+    torch.testing.assert_close(head(feat)[0, 1], torch.tensor(1.0))

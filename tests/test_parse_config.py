@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from trainer.setup import COMPONENTS, build_model, make_config, parse_command_line
+from utils.errors import UserError
+from utils.parse_config import fits, override, parse_assignment, read_json
+
+CONFIGS = sorted((ROOT / "configs").glob("*.json"))
+TADE = "config_cifar100_ir100_tade.json"
+
+
+@pytest.fixture
+def config() -> dict:
+    return read_json(ROOT / "configs" / TADE)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_what_it_names(path):
+    config = make_config(read_json(path))
+    loader = config.build("data_loader")
+    if "arch" in config:
+        network = build_model(config, loader.num_classes, torch.device("cpu"))
+        config.build("loss", cls_num_list=loader.cls_num_list)
+        config.build("lr_scheduler", config.build("optimizer", network.parameters()))
+        config.build("trainer")
+    else:
+        config.build("aggregator", num_experts=3, make_optimizer=lambda p: config.build("optimizer", p))
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    ("trainer;epoch", 3, 'argument of TrainerOptions in config section "trainer" "epoch": did you mean "epochs"'),
+    ("optimiser", {}, 'key in the config "optimiser": did you mean "optimizer"'),
+    ("arch;type", "ResNet23Model", 'type in config section "arch" "ResNet23Model": did you mean "ResNet32Model"'),
+    ("arch;args;num_expert", 3, 'did you mean "num_experts"'),
+    ("arch;arguments", {}, 'key in config section "arch" "arguments"'),
+    ("loss;type", "DiverseExpertsLoss", 'did you mean "DiverseExpertLoss"'),
+    ("loss;args;lambda", 2, 'argument of DiverseExpertLoss in config section "loss" "lambda"'),
+    ("loss;args;tau", "two", '"tau" in loss.DiverseExpertLoss must be of type float, not "two"'),
+    ("data_loader;args;imb_ratio", 100, 'did you mean "imb_factor"'),
+    ("data_loader;args;batch_size", 12.5, '"batch_size" in data_loader.* must be of type int'),
+    ("optimizer;args;learning_rate", 0.1, 'argument of SGD in config section "optimizer" "learning_rate"'),
+    ("optimizer;args;nesterov", "yes", '"nesterov" in optimizer.SGD must be of type bool'),
+    ("lr_scheduler;args;step3", 1, 'did you mean "step[12]"'),
+    ("metrics", ["acuracy"], 'Unknown metric "acuracy": did you mean "accuracy"'),
+    ("n_gpu", "one", '"n_gpu" in config must be of type int'),
+    ("arch;args", 3, "must be a JSON object"),
+])
+def test_what_is_unknown_or_of_the_wrong_type_is_named(config, path, value, message):
+    override(config, path, value)
+    with pytest.raises(UserError, match=message):
+        make_config(config)
+
+
+def test_missing_argument_and_missing_section(config):
+    del config["lr_scheduler"]["args"]["step1"]
+    with pytest.raises(UserError, match='"lr_scheduler" .* lacks the argument "step1"'):
+        make_config(config)
+    del config["lr_scheduler"]
+    with pytest.raises(UserError, match='The config has no "lr_scheduler"'):
+        make_config(config).build("lr_scheduler")
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    ("data_loader;args;imb_factor", 1.5, r"imb_factor must lie in \(0, 1\]"),
+    ("data_loader;args;imb_factor", 0, r"imb_factor must lie in \(0, 1\]"),
+    ("data_loader;args;batch_size", 0, "batch_size must be at least 1"),
+    ("trainer;precision", "fp8", 'precision must be "fp32", "bf16" or "fp16"'),
+    ("trainer;monitor", "val_accuracy", "monitor must be"),
+    ("trainer;epochs", 0, "epochs must be at least 1"),
+    ("arch;args;num_experts", 0, "num_experts must be at least 1"),
+])
+def test_values_out_of_range_are_named(config, path, value, message):
+    override(config, path, value)
+    config = make_config(config)
+    with pytest.raises(UserError, match=message):
+        for section in ("trainer", "data_loader", "arch"):
+            config.build(section)
+
+
+def test_another_number_of_classes(config):
+    config["arch"]["args"]["num_classes"] = 10
+    with pytest.raises(UserError, match="num_classes is 10 and the data has 100 classes"):
+        build_model(make_config(config), 100, torch.device("cpu"))
+
+
+def test_a_config_in_the_references_manner_parses(config):
+    config["arch"]["args"] |= {"returns_feat": True, "layer2_output_dim": None, "layer3_output_dim": None}
+    config["data_loader"]["args"] |= {"shuffle": True, "num_workers": 4}
+    config["trainer"] |= {"add_extra_info": True, "save_dir": "saved/", "verbosity": 2, "early_stop": 200}
+    make_config(config)
+
+
+def test_flags_and_assignments_override_the_file():
+    path = str(ROOT / "configs" / TADE)
+    config = parse_command_line("", ["-c", path, "--lr", "0.05", "--bs", "64", "--epochs", "30", "--num_experts", "4",
+                                     "--name", "mine", "--save_period", "7", "--seed", "3", "--step1", "24",
+                                     "--imb_factor", "0.1", "--compile", "--set", "loss;args;tau=1.5",
+                                     "--set", "trainer;monitor=off", "-d", "cpu"], training=True)
+    assert config["optimizer"]["args"]["lr"] == 0.05 and config["data_loader"]["args"]["batch_size"] == 64
+    assert config["trainer"] == {**read_json(path)["trainer"], "epochs": 30, "save_period": 7, "monitor": "off",
+                                 "compile": True}
+    assert config["arch"]["args"]["num_experts"] == 4 and config["name"] == "mine" and config["seed"] == 3
+    assert config["lr_scheduler"]["args"]["step1"] == 24 and config["loss"]["args"]["tau"] == 1.5
+    assert config["data_loader"]["args"]["imb_factor"] == 0.1 and config.device == "cpu" and config.resume is None
+
+
+def test_assignments():
+    assert parse_assignment('metrics=["accuracy"]') == ("metrics", ["accuracy"])
+    assert parse_assignment("optimizer;type=Adam") == ("optimizer;type", "Adam")
+    with pytest.raises(UserError, match="--set needs KEY;PATH=VALUE"):
+        parse_assignment("optimizer;type")
+    with pytest.raises(UserError, match='"name" is a value, not a section'):
+        override({"name": "x"}, "name;type", 1)
+
+
+def test_config_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="no config file .*There are: .*config_cifar100_ir100_tade.json"):
+        read_json(ROOT / "configs" / "config_cifar100.json")
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"name": "x",}')
+    with pytest.raises(UserError, match="not valid JSON: line 1, column"):
+        read_json(broken)
+    broken.write_text("[1]")
+    with pytest.raises(UserError, match="one JSON object"):
+        read_json(broken)
+
+
+def test_fits():
+    assert fits([1, 2], list[int]) and not fits([1, "2"], list[int]) and not fits(3, list[int])
+    assert fits(None, int | None) and not fits("3", int | None) and fits(3, float) and not fits(True, float)
+
+
+def test_parsing_touches_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_config(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_components_are_what_their_modules_publish():
+    for section, component in COMPONENTS.items():
+        if isinstance(component, dict):
+            assert component and all(callable(c) for c in component.values()), section
+    assert Path(ROOT / "configs" / TADE).exists()

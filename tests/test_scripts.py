@@ -1,0 +1,151 @@
+"""The scripts as users run them: their results, and their one sentence when something is wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, run_script, script
+
+from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
+from trainer.setup import make_config
+from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
+from utils.errors import UserError
+from utils.parse_config import read_json
+
+TEST_TIME = ROOT / "configs" / "test_time_digits_tade.json"
+ENTRY = {"images", "top1", "many", "medium", "few", "experts_top1", "weights"}
+
+
+def checkpoint_config(path, sections=(), **options):
+    return make_config({**load_checkpoint(path)["config"], **dict(sections)}, resume=Path(path), **options)
+
+
+def test_balanced_evaluation(digits_run):
+    results = script("test").main(checkpoint_config(digits_run["last"]))
+    entry = results["distributions"]["uniform"]
+    assert list(results["distributions"]) == ["uniform"] and set(entry) == ENTRY and entry["images"] == 500
+    assert entry["top1"] == pytest.approx(digits_run["val_accuracy"])
+    assert entry["experts_top1"] == pytest.approx([digits_run[f"val_expert{e}"] for e in (1, 2, 3)])
+    assert entry["few"] == pytest.approx(digits_run["val_few"])
+
+
+def test_all_distributions_and_their_files(digits_run, tmp_path):
+    results = script("test_all_cifar").main(checkpoint_config(digits_run["last"], output=tmp_path))
+    assert list(results["distributions"]) == list(CIFAR_DISTRIBUTIONS)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written == json.loads(json.dumps(results))
+    assert written["checkpoint"]["sha256"] == sha256(digits_run["last"]) and written["checkpoint"]["epoch"] == 6
+    assert written["seed"] == 1 and "equally" in written["protocol"]
+    for entry in written["distributions"].values():
+        assert set(entry) == ENTRY and entry["weights"] == pytest.approx([1 / 3] * 3)
+    table = pd.read_csv(tmp_path / "results.csv", index_col="distribution")
+    assert table["top1"].to_dict() == pytest.approx({k: v["top1"] for k, v in written["distributions"].items()})
+    markdown = (tmp_path / "results.md").read_text()
+    assert all(f"| {name} |" in markdown for name in (*CIFAR_DISTRIBUTIONS, "distribution"))
+    assert written["checkpoint"]["sha256"] in markdown
+    for name in ("accuracy.png", "weights.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_test_time_training(digits_run):
+    results = script("test_train_cifar").main(checkpoint_config(digits_run["last"], read_json(TEST_TIME).items()))
+    folder = Path(digits_run["run_dir"]) / "results" / "last" / "test_train"
+    assert json.loads((folder / "results.json").read_text())["distributions"].keys() == set(CIFAR_DISTRIBUTIONS)
+    equal = script("test_all_cifar").main(checkpoint_config(digits_run["last"]))["distributions"]
+    for name, entry in results["distributions"].items():
+        assert sum(entry["weights"]) == pytest.approx(1) and entry["equal_weights_top1"] == equal[name]["top1"]
+        assert entry["learning"]["weights_after_pass"][0] == pytest.approx([1 / 3] * 3)
+        assert entry["learning"]["note"] or entry["weights"] == entry["learning"]["weights_after_pass"][-1]
+        assert entry["experts_top1"] == equal[name]["experts_top1"]
+    assert len({tuple(e["weights"]) for e in results["distributions"].values()}) > 3
+
+
+def test_streaming_by_one_line_of_json(digits_run, tmp_path):
+    sections = read_json(TEST_TIME)
+    sections["aggregator"] = {"type": "StreamingStabilityAggregator"}
+    config = checkpoint_config(digits_run["last"], sections.items(), output=tmp_path)
+    assert "Streaming" in script("test_train_cifar").main(config)["protocol"]
+
+
+def test_one_expert_has_nothing_to_weigh(digits_config):
+    digits_config["arch"]["args"]["num_experts"] = 1
+    digits_config["trainer"]["epochs"] = 1
+    last = script("train").main(make_config(digits_config))["last"]
+    assert script("test_all_cifar").main(checkpoint_config(last))["distributions"]["uniform"]["weights"] == [1]
+    with pytest.raises(UserError, match="this network has one"):
+        script("test_train_cifar").main(checkpoint_config(last, read_json(TEST_TIME).items()))
+
+
+def test_another_imbalance_ratio_is_refused(digits_run):
+    with pytest.raises(UserError, match="was trained on 405 images in 10 classes, and the config's data has 486"):
+        loader = {"type": "ImbalanceDigitsDataLoader", "args": {"batch_size": 32, "imb_factor": 0.1}}
+        script("test").main(checkpoint_config(digits_run["last"], {"data_loader": loader}.items()))
+
+
+def test_command_lines(digits_run, tmp_path):
+    """All the way through a process: train with overrides, go on, evaluate."""
+    done = run_script("train", "-c", "configs/config_digits_tade.json", "--epochs", 1, "--save_dir", tmp_path,
+                      "--run_id", "one", "--num_experts", 2)
+    assert done.returncode == 0, done.stderr
+    last = tmp_path / "Digits_LT_TADE" / "one" / "last.pth"
+    done = run_script("train", "-r", last, "--epochs", 2)
+    assert done.returncode == 0 and "Going on from" in done.stdout and load_checkpoint(last)["epoch"] == 2
+    done = run_script("test_all_cifar", "-r", last, "-o", tmp_path / "out")
+    assert done.returncode == 0 and "backward50" in done.stdout and (tmp_path / "out" / "results.md").exists()
+    assert not done.stderr.strip()
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), [
+    ("train", ["-c", "configs/absent.json"], "There is no config file configs/absent.json"),
+    ("train", ["-c", "configs/config_digits_tade.json", "--bs", 0], "batch_size must be at least 1, not 0."),
+    ("train", ["-c", "configs/config_digits_tade.json", "--set", "loss;type=DiverseLoss"],
+     'Unknown type in config section "loss" "DiverseLoss": did you mean "DiverseExpertLoss"?'),
+    ("train", ["-c", "configs/config_digits_tade.json", "--imb_factor", 0], "imb_factor must lie in (0, 1]"),
+    ("train", ["-c", "configs/config_digits_tade.json", "-d", "gpu"], 'Unknown device "gpu"'),
+    ("train", ["-r", "absent.pth"], "There is no checkpoint absent.pth"),
+    ("test", ["-r", "README.md"], "README.md is truncated or not a checkpoint"),
+    ("test_all_cifar", ["-r", "CKPT", "--set", 'data_loader;args;distributions=["sideways3"]'],
+     'unknown test distribution "sideways3"'),
+    ("test", ["-r", "CKPT", "--set", "arch;args;num_experts=4"], "does not fit the architecture of the config"),
+    ("test", ["-r", "CKPT", "--set", "arch;args;num_classes=12"], "num_classes is 12 and the data has 10 classes"),
+    ("test_train_cifar", ["-c", str(TEST_TIME), "-r", "CKPT", "--set", "aggregator;args;epochs=0"],
+     "epochs and batch_size must be at least 1"),
+    ("test_train_cifar", ["-c", "configs/config_digits_tade.json", "-r", "CKPT"], 'The config has no "aggregator"'),
+])
+def test_bad_input_gets_one_sentence_and_a_status(digits_run, name, arguments, message):
+    done = run_script(name, *(digits_run["last"] if a == "CKPT" else a for a in arguments))
+    assert done.returncode == 2 and message in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_weights_alone_evaluate_with_a_config_and_cannot_be_resumed(digits_run, tmp_path):
+    torch.save(load_checkpoint(digits_run["last"])["model"], tmp_path / "weights.pth")
+    done = run_script("test", "-r", tmp_path / "weights.pth")
+    assert done.returncode == 2 and "carries no config" in done.stderr
+    done = run_script("test", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "weights.pth")
+    assert done.returncode == 0
+    save_checkpoint(tmp_path / "bare.pth", {"model": load_checkpoint(digits_run["last"])["model"]})
+    done = run_script("train", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "bare.pth",
+                      "--save_dir", tmp_path)
+    assert done.returncode == 2 and "weights alone" in done.stderr
+
+
+def test_every_command_and_file_in_the_readme_exists():
+    readme = (ROOT / "README.md").read_text()
+    for scripted in re.findall(r"python (?:-m (?P<module>[\w.]+)|(?P<file>[\w./]+\.py))", readme):
+        path = Path(scripted[0].replace(".", "/") + ".py") if scripted[0] else Path(scripted[1])
+        assert (ROOT / path).exists() or scripted[0] == "venv", scripted
+    for path in re.findall(r"(?:configs|benchmarks|tests|utils|trainer|model|data_loader|base)/[\w./*]+", readme):
+        assert list(ROOT.glob(path.rstrip("."))), path
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"`?make (demo|test|help|env|lint|clean)\b", readme)) <= set(targets)
+    assert "make demo" in readme and "make test" in readme
+
+
+def test_every_config_in_the_readme_is_a_command_that_parses():
+    readme = (ROOT / "README.md").read_text()
+    for path in set(re.findall(r"configs/\w+\.json", readme)):
+        make_config(read_json(ROOT / path))
