@@ -23,7 +23,7 @@ from utils.seed import epoch_generator
 __all__ = ["ImbalanceCIFAR10DataLoader", "ImbalanceCIFAR100DataLoader", "ImbalanceDigitsDataLoader"]
 
 TRAINING, VIEWS = 0, 1  # random streams
-EVALUATION_BATCH = 250
+EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}  # what fits the cache; what fills the GPU
 
 
 class InMemoryDataLoader(BaseDataLoader):
@@ -90,12 +90,16 @@ class InMemoryDataLoader(BaseDataLoader):
 
     def test_batches(self) -> EvaluationBatches:
         images, targets = self.test_set
+        parts = self._evaluation_slices(len(targets))
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for part in batch_slices(len(targets), EVALUATION_BATCH):
+            for part in parts:
                 yield normalise(images[part].to(self.device), self.mean, self.std), targets[part].to(self.device)
 
-        return EvaluationBatches(batches, len(batch_slices(len(targets), EVALUATION_BATCH)), targets, "test set")
+        return EvaluationBatches(batches, len(parts), targets, "test set")
+
+    def _evaluation_slices(self, count: int) -> list[slice]:
+        return batch_slices(count, EVALUATION_BATCH.get(self.device.type, EVALUATION_BATCH["cuda"]))
 
     def test_distributions(self) -> dict[str, np.ndarray]:
         return draw_distributions(self.test_set.targets.numpy(), self.cls_num_list, self.distributions)
@@ -105,7 +109,7 @@ class InMemoryDataLoader(BaseDataLoader):
         generator = epoch_generator(self.seed, draw, VIEWS)
         # Drawn for all test images, so that an image's views do not depend on which others are asked for.
         draws = [self.views.draw(len(self.test_set.targets), generator).rows(rows) for _ in range(2)]
-        parts = batch_slices(len(rows), EVALUATION_BATCH)
+        parts = self._evaluation_slices(len(rows))
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for part in parts:

@@ -96,7 +96,7 @@ def figures(table: pd.DataFrame) -> dict:
     axes.plot(names, table["top1"], color="black", marker="o", linewidth=2, label=label)
     axes.set_ylabel("top-1 accuracy (%)")
     axes.set_title("Accuracy over the test class distributions")
-    axes.legend(ncols=2)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
     weights = Figure(figsize=(9, 3.5), layout="constrained")
     below = pd.Series(0.0, index=table.index)
