@@ -4,9 +4,11 @@ from torch import Tensor
 
 from base.base_model import BaseModel
 from model.backbones.multi_expert import MultiExpertBackbone
+from model.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from model.backbones.resnet_cifar import ResNetCifar
 
-__all__ = ["ResNet32Model"]
+__all__ = ["ResNet32Model", "ResNet10Model", "ResNet50Model", "ResNet101Model", "ResNet152Model", "ResNeXt50Model",
+           "ResNeXt152Model"]
 
 
 class Model(BaseModel):
@@ -39,3 +41,52 @@ class ResNet32Model(Model):
                  layer3_output_dim: int | None = None):
         super().__init__(num_classes, ResNetCifar((5, 5, 5), num_classes, reduce_dimension, use_norm, num_experts,
                                                   layer2_output_dim, layer3_output_dim))
+
+
+class LargeImageModel(Model):
+    """A ResNet or ResNeXt for 224x224 images; subclasses say which.
+
+    Args:
+        num_classes: C.
+        reduce_dimension: narrower expert stages (widths 192, 384 instead of 256, 512).
+        use_norm: cosine classifiers (scale 30) instead of linear ones.
+        num_experts: E; 1 is the plain network.
+        share_layer3: layer3 belongs to the stem, so that experts are layer4 and classifier alone.
+        returns_feat: accepted for the reference's configs; the output is the same either way.
+        layer2_output_dim, layer3_output_dim, layer4_output_dim: override the widths.
+    """
+
+    block: type = Bottleneck
+    blocks: tuple[int, int, int, int]
+    groups, base_width = 1, 64
+
+    def __init__(self, num_classes: int, reduce_dimension: bool = False, use_norm: bool = False, num_experts: int = 1,
+                 share_layer3: bool = False, returns_feat: bool = True, layer2_output_dim: int | None = None,
+                 layer3_output_dim: int | None = None, layer4_output_dim: int | None = None):
+        super().__init__(num_classes, ResNet(
+            self.block, self.blocks, num_classes, reduce_dimension, use_norm, num_experts, share_layer3,
+            layer2_output_dim, layer3_output_dim, layer4_output_dim, self.groups, self.base_width))
+
+
+class ResNet10Model(LargeImageModel):
+    block, blocks = BasicBlock, (1, 1, 1, 1)
+
+
+class ResNet50Model(LargeImageModel):
+    blocks = (3, 4, 6, 3)
+
+
+class ResNet101Model(LargeImageModel):
+    blocks = (3, 4, 23, 3)
+
+
+class ResNet152Model(LargeImageModel):
+    blocks = (3, 8, 36, 3)
+
+
+class ResNeXt50Model(ResNet50Model):
+    groups, base_width = 32, 4
+
+
+class ResNeXt152Model(ResNet152Model):
+    groups, base_width = 32, 4

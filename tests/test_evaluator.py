@@ -4,7 +4,7 @@ import torch
 
 from data_loader.class_profiles import draw_distributions
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
-from model.model import ResNet32Model
+from model.model import ResNet10Model, ResNet32Model, ResNeXt50Model
 from trainer.aggregator import StabilityAggregator
 from trainer.evaluator import DistributionScorer, RowBuffer, expert_logits, inference_copy, score_equal_weights
 from trainer.test_time_training import fit_aggregators
@@ -32,6 +32,17 @@ def test_inference_copy_gives_the_same_logits_and_leaves_the_network_alone(netwo
         torch.testing.assert_close(copy(images)["logits"], expected, atol=1e-4, rtol=1e-4)
     network.train()
     assert not any(p.requires_grad for p in copy.parameters())
+
+
+@pytest.mark.parametrize("make", [ResNet10Model, ResNeXt50Model])
+def test_inference_copy_of_large_networks(make):
+    torch.manual_seed(0)
+    network = make(7, True, True, 2, layer3_output_dim=32, layer4_output_dim=32)
+    network(torch.randn(8, 3, 64, 64))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(inference_copy(network)(images)["logits"], network.eval()(images)["logits"],
+                                   atol=1e-4, rtol=1e-4)
 
 
 def test_expert_logits_are_in_the_order_of_the_images(network):
