@@ -89,17 +89,22 @@ def draw_rows(targets: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 
 def draw_distributions(targets: np.ndarray, cls_num_list: Sequence[int],
                        names: Iterable[str] = CIFAR_DISTRIBUTIONS) -> dict[str, np.ndarray]:
-    """Rows of a balanced test set that make up each test distribution; "uniform" is the whole set in file order.
+    """Rows of a test set that make up each test distribution; "uniform" is the whole of a balanced set, in file order.
+
+    Of a test set that is not balanced, every class offers as many images as the smallest one has; a class without a
+    test image is in no distribution.
 
     Args:
-        targets: labels of the balanced test set, [N].
+        targets: labels of the test set, [N].
         cls_num_list: training images per class, [C].
         names: distributions wanted, in the order wanted.
     """
-    images_per_class = int(np.bincount(targets, minlength=len(cls_num_list)).min())
+    available = np.bincount(targets, minlength=len(cls_num_list))
+    smallest = int(available[available > 0].min())
+    balanced = smallest == available.max()
     return {
-        name: np.arange(len(targets)) if name == "uniform"
-        else draw_rows(targets, distribution_counts(images_per_class, cls_num_list, name))
+        name: np.arange(len(targets)) if name == "uniform" and balanced
+        else draw_rows(targets, distribution_counts(smallest, cls_num_list, name))
         for name in names
     }
 

@@ -9,6 +9,21 @@ def epoch_order(count: int, shuffle: bool, generator: torch.Generator) -> Tensor
     return torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
 
 
+def balanced_order(targets: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Class-balanced sampling with replacement: a class at random, then one of its images; [size] row numbers.
+
+    Args:
+        targets: labels, [N].
+        size: draws in the epoch.
+        generator: of the draws.
+    """
+    by_class = torch.argsort(targets, stable=True)
+    counts = torch.bincount(targets)
+    classes = torch.randint(len(counts), (size,), generator=generator)
+    within = (torch.rand(size, generator=generator, dtype=torch.float64) * counts[classes]).long()
+    return by_class[(counts.cumsum(0) - counts)[classes] + within]
+
+
 def process_share(batch: slice, count: int, rank: int, world_size: int) -> slice:
     """The part of a global batch that one of several processes works on; shares differ by at most one image.
 

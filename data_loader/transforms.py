@@ -106,7 +106,7 @@ def _gather_pixels(images: Tensor, y: Tensor, x: Tensor, inside: Tensor) -> Tens
     return pixels.mul_(inside[:, None])
 
 
-# --- Test time: two random views of every image (SPEC section 6; MoCo v2's augmentation). ---------------------------
+# --- Test time: two random views of every image (MoCo v2's augmentation, arXiv 2003.04297). -------------------------
 
 class ViewDraw(NamedTuple):
     """Parameters of one random view of each of B images."""

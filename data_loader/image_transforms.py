@@ -1,0 +1,50 @@
+"""Augmentation of large images, one by one in worker processes: torchvision's transforms on Pillow images.
+
+Each pipeline maps an RGB image to an RGB image of S x S; turning it into numbers and normalising is done for whole
+batches on the training device, which is exact and leaves the workers a quarter of the bytes to move.
+"""
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image, ImageFilter
+
+from data_loader.torchvision_import import torchvision
+
+Pipeline = Callable[[Image.Image], Image.Image]
+
+
+def training(size: int, jitter: float) -> Pipeline:
+    """Random resized crop, flip, and colour jitter of brightness, contrast and saturation (none where 0)."""
+    t = torchvision().transforms
+    steps = [t.RandomResizedCrop(size), t.RandomHorizontalFlip()]
+    return t.Compose(steps + ([t.ColorJitter(jitter, jitter, jitter, 0)] if jitter else []))
+
+
+def evaluation(size: int) -> Pipeline:
+    """Shorter side to S * 256 / 224, centre crop."""
+    t = torchvision().transforms
+    return t.Compose([t.Resize(round(size * 256 / 224)), t.CenterCrop(size)])
+
+
+def view(size: int, smallest: float) -> Pipeline:
+    """One random view for test-time training (MoCo v2's augmentation, arXiv 2003.04297).
+
+    Args:
+        size: S.
+        smallest: least share of the image that the random resized crop keeps.
+    """
+    t = torchvision().transforms
+    return t.Compose([
+        t.RandomResizedCrop(size, scale=(smallest, 1.0)), t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        t.RandomGrayscale(p=0.2), t.RandomApply([_RandomBlur(0.1, 2.0)], p=0.5), t.RandomHorizontalFlip()])
+
+
+class _RandomBlur:
+    """Gaussian blur with a random standard deviation, in pixels."""
+
+    def __init__(self, low: float, high: float):
+        self.low, self.high = low, high
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(self.low, self.high))))

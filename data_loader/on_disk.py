@@ -1,0 +1,245 @@
+"""Data loaders for large images: list files, decoding and augmentation in worker processes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from base.base_data_loader import BaseDataLoader, EvaluationBatches
+from data_loader import image_transforms
+from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, draw_distributions, parse_distribution
+from data_loader.image_lists import ImageList, ListDataset, collate
+from data_loader.samplers import balanced_order, batch_slices, epoch_order, process_share
+from data_loader.transforms import normalise
+from utils.errors import UserError
+from utils.logger import get_logger
+from utils.seed import epoch_generator
+
+TRAINING, VIEWS = 0, 1  # random streams
+EVALUATION_BATCH = 64
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class EpochBatches:
+    """Batch sampler whose batches are set anew for every epoch, so that worker processes can stay alive."""
+
+    def __init__(self):
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+
+class ListDataLoader(BaseDataLoader):
+    """Images of one's own, or any, by list files of "relative/path.jpg label" lines.
+
+    Args:
+        data_dir: folder that the paths are relative to.
+        train_list, test_list: list files. Training labels are 0 to C-1; each has an image.
+        batch_size: global batch.
+        val_list: list file of validation images; the test images stand in where there is none.
+        image_size: S; images are S x S.
+        mean, std: of each channel, in 0..1.
+        distributions: test distributions, drawn from the test list: "forward50", "uniform", "backward2", ...
+        color_jitter: brightness, contrast and saturation jitter in training; 0 for none.
+        shuffle: visit training images in random order.
+        num_workers: worker processes that decode and augment.
+        balanced: draw classes, not images, at random.
+        retain_epoch_size: with `balanced`, an epoch has as many draws as there are images; else C times those of the
+            largest class.
+        on_bad_image: in training, "stop" at a file that cannot be decoded, or "skip" it and say so. Evaluation stops.
+
+    Raises:
+        UserError: a list is missing or wrong, a class has no training image.
+        ValueError: an argument is out of range.
+    """
+
+    smallest_view = 0.2  # least share of an image that a random view shows
+    renumber = False
+
+    def __init__(self, data_dir: str, train_list: str, test_list: str, batch_size: int, val_list: str | None = None,
+                 image_size: int = 224, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD,
+                 distributions: list[str] = CIFAR_DISTRIBUTIONS, color_jitter: float = 0.4, shuffle: bool = True,
+                 num_workers: int = 4, balanced: bool = False, retain_epoch_size: bool = True,
+                 on_bad_image: str = "stop"):
+        super().__init__(batch_size)
+        if on_bad_image not in ("stop", "skip"):
+            raise ValueError(f'on_bad_image must be "stop" or "skip", not "{on_bad_image}"')
+        if image_size < 8 or num_workers < 0 or len(mean) != 3 or len(std) != 3:
+            raise ValueError("image_size must be at least 8, num_workers at least 0, mean and std three numbers each")
+        for name in distributions:
+            parse_distribution(name)
+        self.mean, self.std, self.image_size, self.color_jitter = tuple(mean), tuple(std), image_size, color_jitter
+        self.shuffle, self.num_workers, self.on_bad_image = shuffle, num_workers, on_bad_image
+        self.balanced, self.retain_epoch_size = balanced, retain_epoch_size
+        self.distributions = tuple(distributions)
+        self.train_images = ImageList.read(train_list, data_dir)
+        self.test_images = ImageList.read(test_list, data_dir)
+        self.val_images = ImageList.read(val_list, data_dir) if val_list else self.test_images
+        self.cls_num_list = self._count_classes()
+        if self.renumber:
+            self._renumber()
+        self._training: DataLoader | None = None
+        self._batches = EpochBatches()
+
+    def _count_classes(self) -> list[int]:
+        counts = np.bincount(self.train_images.targets)
+        if len(counts) < 2 or not counts.all():
+            empty = "1" if len(counts) < 2 else str(int(np.flatnonzero(counts == 0)[0]))
+            raise UserError(f"{self.train_images.list_path} has no image of class {empty}: labels must run from 0 to "
+                            "C-1 without a gap, two classes at least.")
+        for images in {id(i): i for i in (self.val_images, self.test_images)}.values():
+            images.check_labels(len(counts))
+        missing = len(counts) - len(np.unique(self.test_images.targets))
+        if missing:
+            get_logger().warning(f"{self.test_images.list_path} has no image of {missing} of the {len(counts)} "
+                                 "classes: accuracy says nothing about them.")
+        return counts.tolist()
+
+    def _renumber(self) -> None:
+        """Number the classes by falling training frequency; equal ones keep their order."""
+        order = np.argsort(-np.array(self.cls_num_list), kind="stable")
+        new = np.empty(len(order), np.int64)
+        new[order] = np.arange(len(order))
+        self.class_map = order.tolist()
+        self.cls_num_list = [self.cls_num_list[label] for label in order]
+        same = self.val_images is self.test_images
+        self.train_images, self.test_images, self.val_images = (
+            images.with_targets(new[images.targets])
+            for images in (self.train_images, self.test_images, self.val_images))
+        if same:
+            self.val_images = self.test_images
+
+    @property
+    def _epoch_size(self) -> int:
+        if self.balanced and not self.retain_epoch_size:
+            return max(self.cls_num_list) * self.num_classes
+        return len(self.train_images)
+
+    def __len__(self) -> int:
+        return len(batch_slices(self._epoch_size, self.batch_size, smallest=2 * self.world_size))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = epoch_generator(self.seed, self.epoch, TRAINING)
+        if self.balanced:
+            order = balanced_order(torch.from_numpy(self.train_images.targets), self._epoch_size, generator)
+        else:
+            order = epoch_order(len(self.train_images), self.shuffle, generator)
+        items = list(zip(order.tolist(), _seeds(len(order), generator), strict=True))
+        slices = batch_slices(len(order), self.batch_size, smallest=2 * self.world_size)
+        self._batches.batches = [items[process_share(part, len(order), self.rank, self.world_size)] for part in slices]
+        if self._training is None:
+            pipeline = image_transforms.training(self.image_size, self.color_jitter)
+            dataset = ListDataset(self.train_images, [pipeline], self.on_bad_image == "skip")
+            self._training = self._data_loader(dataset, self._batches, persistent=True)
+        for pictures, targets, bad in self._training:
+            for path in bad:
+                get_logger().warning(f"{path} cannot be decoded: left out.")
+            if len(targets) > 1:
+                yield self._prepare(pictures[0]), targets.to(self.device, non_blocking=True)
+
+    def _data_loader(self, dataset: ListDataset, batches, persistent: bool = False) -> DataLoader:
+        workers = {"persistent_workers": persistent, "prefetch_factor": 4} if self.num_workers else {}
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=self.num_workers,
+                          pin_memory=self.device.type == "cuda", generator=torch.Generator(), **workers)
+
+    def _prepare(self, pictures: Tensor) -> Tensor:
+        """[B, 3, S, S] uint8 -> normalised, on the device."""
+        return normalise(pictures.to(self.device, non_blocking=True), self.mean, self.std)
+
+    def _evaluation(self, images: ImageList, pipelines: list, rows: Sequence[int], seeds: Sequence[int],
+                    source: str) -> EvaluationBatches:
+        """Batches of (pictures of each pipeline..., labels if there is one pipeline)."""
+        items = list(zip(np.asarray(rows).tolist(), seeds, strict=True))
+        parts = [items[part] for part in batch_slices(len(items), EVALUATION_BATCH)]
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for pictures, targets, _ in self._data_loader(ListDataset(images, pipelines, skip_bad=False), parts):
+                pictures = tuple(self._prepare(p) for p in pictures)
+                yield pictures if len(pictures) > 1 else (*pictures, targets.to(self.device))
+
+        return EvaluationBatches(batches, len(parts), torch.from_numpy(images.targets)[torch.as_tensor(rows)], source)
+
+    def split_validation(self) -> EvaluationBatches:
+        source = "test set" if self.val_images is self.test_images else "validation set"
+        return self._plain(self.val_images, source)
+
+    def test_batches(self) -> EvaluationBatches:
+        return self._plain(self.test_images, "test set")
+
+    def _plain(self, images: ImageList, source: str) -> EvaluationBatches:
+        rows = range(len(images))
+        return self._evaluation(images, [image_transforms.evaluation(self.image_size)], rows, [0] * len(rows), source)
+
+    def test_distributions(self) -> dict[str, np.ndarray]:
+        return draw_distributions(self.test_images.targets, self.cls_num_list, self.distributions)
+
+    def two_view_batches(self, rows: np.ndarray, draw: int) -> EvaluationBatches:
+        # Seeds for all test images, so that an image's views do not depend on which others are asked for.
+        seeds = np.array(_seeds(len(self.test_images), epoch_generator(self.seed, draw, VIEWS)))[rows].tolist()
+        pipelines = [image_transforms.view(self.image_size, self.smallest_view)] * 2
+        return self._evaluation(self.test_images, pipelines, rows, seeds, "two views of test images")
+
+
+def _seeds(count: int, generator: torch.Generator) -> list[int]:
+    return torch.randint(2**62, (count,), generator=generator).tolist()
+
+
+class PublishedListDataLoader(ListDataLoader):
+    """A published data set: its lists under `data_txt/`, among them one for every test distribution.
+
+    Subclasses set `lists`, and `test_name`, `published`, `mean`, `std`, `jitter`, `smallest_view`, `renumber` where
+    they differ from ImageNet-LT's.
+
+    Args:
+        data_dir: folder of the images.
+        batch_size, shuffle, num_workers, balanced, retain_epoch_size, on_bad_image, image_size: as in ListDataLoader.
+        list_dir: folder of the lists.
+        train_list, val_list, test_list: other lists than the published ones; with another test list, the test
+            distributions are drawn from it.
+        distributions: names of the test distributions; by default the published ones.
+    """
+
+    lists: str
+    test_name = "test"
+    published = CIFAR_DISTRIBUTIONS
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    jitter = 0.4
+
+    def __init__(self, data_dir: str, batch_size: int, shuffle: bool = True, num_workers: int = 4,
+                 balanced: bool = False, retain_epoch_size: bool = True, on_bad_image: str = "stop",
+                 image_size: int = 224, list_dir: str = "data_txt", train_list: str | None = None,
+                 val_list: str | None = None, test_list: str | None = None, distributions: list[str] | None = None):
+        self.list_dir, self.drawn = Path(list_dir), test_list is not None
+        super().__init__(data_dir, train_list or self._list("train"), test_list or self._list(self.test_name),
+                         batch_size, val_list or (test_list if self.drawn else self._list("val")), image_size,
+                         self.mean, self.std, distributions or self.published, self.jitter, shuffle, num_workers,
+                         balanced, retain_epoch_size, on_bad_image)
+
+    def _list(self, name: str) -> str:
+        return str(self.list_dir / self.lists.format(name))
+
+    def test_distributions(self) -> dict[str, np.ndarray]:
+        """The rows that the published lists name; drawn where the test list is not the published one.
+
+        Raises:
+            UserError: a list is missing, or names an image that the test list does not.
+        """
+        if self.drawn:
+            return super().test_distributions()
+        row_of = {name: row for row, name in enumerate(self.test_images.names())}
+        rows = {}
+        for name in self.distributions:
+            images = ImageList.read(self._list(name), self.test_images.data_dir)
+            try:
+                rows[name] = np.array([row_of[path] for path in images.names()])
+            except KeyError as error:
+                raise UserError(f"{images.list_path} names {error.args[0]}, which {self.test_images.list_path} does "
+                                "not: take both from the same source.") from None
+        return rows

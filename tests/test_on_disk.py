@@ -1,0 +1,229 @@
+"""List files, decoding, and the loaders for large images, on pictures made here."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Places_LT
+from data_loader.image_lists import ImageList, decode, to_tensor
+from data_loader.samplers import balanced_order
+from data_loader.torchvision_import import torchvision
+from data_loader.transforms import normalise
+from utils.errors import UserError
+
+COUNTS = [12, 6, 3]  # training images of the three classes
+SIZE = 32
+
+
+def picture(label: int, number: int) -> Image.Image:
+    generator = np.random.RandomState(100 * label + number)
+    pixels = generator.randint(0, 80, (40, 56, 3))
+    pixels[..., label] += 150
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three classes of pictures with a training and a balanced test list."""
+    root = tmp_path_factory.mktemp("images")
+    for split, counts in (("train", COUNTS), ("test", [4, 4, 4])):
+        lines = []
+        for label, count in enumerate(counts):
+            (root / split / f"class {label}").mkdir(parents=True)
+            for number in range(count):
+                name = f"{split}/class {label}/{number}.png"
+                picture(label, number + 50 * (split == "test")).save(root / name)
+                lines.append(f"{name} {label}\n")
+        (root / f"{split}.txt").write_text("".join(lines))
+    return root
+
+
+def make(folder, **options) -> ListDataLoader:
+    options = {"train_list": str(folder / "train.txt"), "test_list": str(folder / "test.txt"), "batch_size": 8,
+               "image_size": SIZE, "num_workers": 0, "distributions": ["forward2", "uniform", "backward2"], **options}
+    return ListDataLoader(str(folder), **options)
+
+
+# --- lists ---
+
+def test_lists_keep_paths_with_blanks_and_labels(folder):
+    images = ImageList.read(folder / "train.txt", folder)
+    assert len(images) == 21 and images.name(20) == "train/class 2/2.png" and images.path(0).exists()
+    assert np.bincount(images.targets).tolist() == COUNTS
+
+
+@pytest.mark.parametrize("text", ["a.jpg 0\nb c.jpg 12\n", "a.jpg 0\r\nb c.jpg 12\r\n", "a.jpg\t0\nb c.jpg 12",
+                                  "\na.jpg   0\n\nb c.jpg 12 \n\n"])
+def test_any_white_space_between_path_and_label(tmp_path, text):
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    images = ImageList.read(tmp_path / "list.txt", tmp_path)
+    assert images.names() == ["a.jpg", "b c.jpg"] and images.targets.tolist() == [0, 12]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a.jpg 0\nb.jpg\nc.jpg 1\n", 'line 2: "b.jpg" should be a path'), ("a.jpg 0\nb.jpg one\n", "line 2"),
+    ("a.jpg -1\n", "line 1"), ("a.jpg 1.5\n", "line 1"), ("", "is empty"), ("\n\n", "is empty")])
+def test_wrong_lists_name_the_line(tmp_path, text, message):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        ImageList.read(tmp_path / "list.txt", tmp_path)
+
+
+def test_missing_list_and_labels_out_of_range(folder, tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        ImageList.read(tmp_path / "absent.txt", tmp_path)
+    (tmp_path / "test.txt").write_text("a.png 3\n")
+    with pytest.raises(UserError, match="a.png has the label 3, and the training list has 3 classes"):
+        make(folder, test_list=str(tmp_path / "test.txt"))
+    (tmp_path / "train.txt").write_text("a.png 0\nb.png 2\n")
+    with pytest.raises(UserError, match="has no image of class 1"):
+        make(folder, train_list=str(tmp_path / "train.txt"))
+
+
+# --- decoding ---
+
+def test_every_kind_of_picture_becomes_rgb(tmp_path):
+    rgb = Image.fromarray(np.full((8, 12, 3), (200, 100, 50), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    kinds = {"rgb.png": rgb, "grey.png": rgb.convert("L"), "palette.png": rgb.convert("P"), "alpha.png":
+             rgb.convert("RGBA"), "cmyk.jpg": rgb.convert("CMYK"), "bits16.png":
+             Image.fromarray(np.full((8, 12), 200 * 256, np.uint16))}
+    for name, image in kinds.items():
+        image.save(tmp_path / name)
+        decoded = decode(tmp_path / name)
+        assert decoded.mode == "RGB" and decoded.size == (12, 8)
+        expected = {"grey.png": 124, "bits16.png": 200, "palette.png": None}.get(name, 200)
+        if expected:
+            assert abs(int(np.asarray(decoded)[4, 6, 0]) - expected) <= 4, name
+    rgb.save(tmp_path / "turned.jpg", exif=exif)
+    assert decode(tmp_path / "turned.jpg").size == (8, 12)
+
+
+def broken_list(folder, tmp_path, name: str):
+    (tmp_path / "train.txt").write_text(f"{name} 0\n" + (folder / "train.txt").read_text())
+    return str(tmp_path / "train.txt")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_stops_and_is_named_or_is_left_out(folder, tmp_path, workers):
+    data = (folder / "train" / "class 0" / "0.png").read_bytes()
+    (folder / "broken.png").write_bytes(data[: len(data) // 2])
+    train_list = broken_list(folder, tmp_path, "broken.png")
+    with pytest.raises(UserError, match=r"broken\.png cannot be decoded"):
+        list(make(folder, train_list=train_list, num_workers=workers))
+    batches = list(make(folder, train_list=train_list, num_workers=workers, on_bad_image="skip"))
+    assert sum(len(target) for _, target in batches) == sum(COUNTS)
+
+
+def test_an_absent_image_is_named(folder, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.png is missing"):
+        list(make(folder, train_list=broken_list(folder, tmp_path, "nowhere.png")))
+
+
+# --- loaders ---
+
+def test_training_batches(folder):
+    loader = make(folder)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 3 and loader.cls_num_list == COUNTS
+    assert batches[0][0].shape == (8, 3, SIZE, SIZE) and batches[0][0].dtype == torch.float32
+    assert torch.bincount(torch.cat([target for _, target in batches])).tolist() == COUNTS
+
+
+def test_epochs_repeat_whatever_the_workers(folder):
+    def epoch(loader, number):
+        loader.set_epoch(number)
+        return torch.cat([images for images, _ in loader])
+
+    alone, shared = make(folder), make(folder, num_workers=2)
+    before = torch.get_rng_state()
+    first = epoch(alone, 1)
+    assert torch.equal(before, torch.get_rng_state())  # the draws leave the global generator alone
+    assert not torch.equal(first, epoch(alone, 2))
+    assert torch.equal(epoch(shared, 5), epoch(alone, 5)) and torch.equal(epoch(shared, 1), first)
+
+
+def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
+    loader = make(folder)
+    (images, targets), = loader.test_batches()
+    t = torchvision().transforms
+    pipeline = t.Compose([t.Resize(round(SIZE * 256 / 224)), t.CenterCrop(SIZE)])
+    expected = to_tensor(pipeline(Image.open(loader.test_images.path(7)).convert("RGB")))
+    torch.testing.assert_close(images[7], normalise(expected[None], loader.mean, loader.std)[0])
+    assert targets.tolist() == loader.test_batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert loader.split_validation().source == "test set"
+    assert make(folder, val_list=str(folder / "train.txt")).split_validation().source == "validation set"
+
+
+def test_two_views(folder):
+    loader = make(folder)
+    (first, second), = loader.two_view_batches(np.array([3, 11, 5]), draw=0)
+    assert first.shape == (3, 3, SIZE, SIZE) and not torch.equal(first, second)
+    (again, _), = loader.two_view_batches(np.array([5, 3]), draw=0)
+    torch.testing.assert_close(again, first[[2, 0]], rtol=0, atol=0)
+    (other, _), = loader.two_view_batches(np.array([5, 3]), draw=1)
+    assert not torch.equal(other, again)
+
+
+def test_distributions_of_an_unbalanced_test_set(folder, tmp_path):
+    lines = (folder / "test.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "test.txt").write_text("".join(lines[:4] + lines[4:6] + lines[8:11]))  # 4, 2, 3 images
+    loader = make(folder, test_list=str(tmp_path / "test.txt"))
+    counts = {name: np.bincount(loader.test_images.targets[rows], minlength=3).tolist()
+              for name, rows in loader.test_distributions().items()}
+    assert counts == {"forward2": [2, 1, 1], "uniform": [2, 2, 2], "backward2": [1, 1, 2]}
+
+
+def test_balanced_sampling(folder):
+    order = balanced_order(torch.tensor([0] * 90 + [1] * 9 + [2]), 6000, torch.Generator().manual_seed(0))
+    drawn = torch.bincount(order, minlength=100)
+    assert len(order) == 6000 and drawn.min() > 0
+    classes = torch.stack([drawn[:90].sum(), drawn[90:99].sum(), drawn[99]])
+    assert (classes - 2000).abs().max() < 150
+    loader = make(folder, balanced=True, retain_epoch_size=False)
+    assert sum(len(target) for _, target in loader) == 36 and len(loader) == 5
+    assert sum(len(target) for _, target in make(folder, balanced=True)) == 21
+
+
+def test_bad_arguments(folder):
+    for options in ({"on_bad_image": "ignore"}, {"image_size": 0}, {"mean": [0.5]}, {"distributions": ["up3"]}):
+        with pytest.raises(ValueError):
+            make(folder, **options)
+
+
+# --- published data sets ---
+
+def published(folder, tmp_path, name: str, train: list[int]):
+    """Lists in the published places, with the classes numbered so that `train[c]` images are of class c."""
+    root = tmp_path / name
+    root.mkdir()
+    prefix = name.split("_v2")[0]
+    images = {split: ImageList.read(folder / f"{split}.txt", folder) for split in ("train", "test")}
+    number = np.argsort(np.argsort(-np.array(train), kind="stable")).tolist()  # class c shows pictures of number[c]
+    new = [number.index(old) for old in range(3)]
+    for target, source in (("train", "train"), ("val", "test"), ("test", "test")):
+        (root / f"{prefix}_{target}.txt").write_text(
+            "".join(f"{images[source].name(i)} {new[images[source].targets[i]]}\n" for i in range(len(images[source]))))
+    return root, prefix
+
+
+def test_published_lists_give_the_distributions(folder, tmp_path):
+    root, prefix = published(folder, tmp_path, "ImageNet_LT", [12, 6, 3])
+    test = (root / f"{prefix}_test.txt").read_text().splitlines(keepends=True)
+    (root / f"{prefix}_forward2.txt").write_text("".join(test[i] for i in (6, 0, 1, 9)))
+    loader = ImageNetLTDataLoader(str(folder), 8, num_workers=0, image_size=SIZE, list_dir=str(tmp_path),
+                                  distributions=["forward2"])
+    assert loader.test_distributions()["forward2"].tolist() == [6, 0, 1, 9]
+    (root / f"{prefix}_forward2.txt").write_text("elsewhere.jpg 0\n")
+    with pytest.raises(UserError, match="names elsewhere.jpg, which .* does not"):
+        loader.test_distributions()
+
+
+def test_places_labels_are_renumbered_by_frequency(folder, tmp_path):
+    published(folder, tmp_path, "Places_LT_v2", [3, 12, 6])
+    loader = Places_LT(str(folder), 8, num_workers=0, image_size=SIZE, list_dir=str(tmp_path))
+    assert loader.cls_num_list == [12, 6, 3] and loader.class_map == [1, 2, 0]
+    assert np.bincount(loader.train_images.targets).tolist() == [12, 6, 3]
+    assert loader.test_images.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
