@@ -9,7 +9,14 @@ from pathlib import Path
 
 import model.metric
 from trainer.devices import choose_device
-from trainer.setup import TRAINING_SECTIONS, build_loader, build_model, run_script
+from trainer.setup import (
+    TRAINING_SECTIONS,
+    build_loader,
+    build_model,
+    load_start_weights,
+    parameter_groups,
+    run_script,
+)
 from trainer.trainer import Trainer
 from utils import distributed
 from utils.checkpoint import load_checkpoint
@@ -34,10 +41,12 @@ def main(config: ConfigParser) -> dict:
     loader = build_loader(config, device)
     network = build_model(config, loader.num_classes, device)
     criterion = config.build("loss", cls_num_list=loader.cls_num_list).to(device)
-    optimizer = config.build("optimizer", network.parameters())
+    optimizer = config.build("optimizer", parameter_groups(config, network))
     scheduler = config.build("lr_scheduler", optimizer)
     metrics = {name: getattr(model.metric, name) for name in config.get("metrics", ["accuracy"])}
     checkpoint = load_checkpoint(config.resume) if config.resume else None
+    if config.get("weights") and not checkpoint:
+        load_start_weights(config, network)
     run_dir = make_run_dir(config, Path(options.save_dir))
     logger.info(f"{config['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
                 f"{len(loader)} batches an epoch. Run folder: {run_dir}")

@@ -193,7 +193,7 @@ class BaseTrainer(ABC):
         self.scheduler.last_epoch = scheduler_state["last_epoch"]
         rates = []
         for group, configured in zip(self.optimizer.param_groups, hyper_parameters, strict=True):
-            change = configured["initial_lr"] / group["initial_lr"]
+            change = configured["initial_lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
             rates.append(group["lr"] * change)
             group.update(configured, lr=rates[-1])
         if isinstance(self.scheduler, LambdaLR):  # in closed form, so that moved steps count too

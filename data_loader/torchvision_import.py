@@ -10,7 +10,7 @@ _libraries = []  # a torch.library.Library must stay alive for its operators to 
 
 @functools.cache
 def torchvision() -> types.ModuleType:
-    """The torchvision package, with `datasets` and `transforms` imported.
+    """The torchvision package, with `datasets`, `models` and `transforms` imported.
 
     A CPU build of torch beside a CUDA build of torchvision cannot load torchvision's compiled operators, and the
     import fails for want of two of their declarations. Only then are these declared here; datasets and transforms
@@ -27,5 +27,6 @@ def torchvision() -> types.ModuleType:
         _libraries.append(library)
         import torchvision
     import torchvision.datasets
+    import torchvision.models
     import torchvision.transforms
     return torchvision

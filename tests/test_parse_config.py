@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from trainer.setup import COMPONENTS, build_model, make_config, parse_command_line
+from data_loader.data_loaders import ListDataLoader
+from trainer.setup import COMPONENTS, build_model, make_config, parameter_groups, parse_command_line
 from utils.errors import UserError
 from utils.parse_config import fits, override, parse_assignment, read_json
 
@@ -20,14 +21,14 @@ def config() -> dict:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_what_it_names(path):
     config = make_config(read_json(path))
-    if "train_list" in config["data_loader"]["args"] or "data_txt" in str(config["data_loader"]):
+    if issubclass(COMPONENTS["data_loader"][config["data_loader"]["type"]], ListDataLoader):
         counts = [9] * config.get("arch", {"args": {"num_classes": 2}})["args"]["num_classes"]  # its lists are not here
     else:
         counts = config.build("data_loader").cls_num_list
     if "arch" in config:
         network = build_model(config, len(counts), torch.device("cpu"))
         config.build("loss", cls_num_list=counts)
-        config.build("lr_scheduler", config.build("optimizer", network.parameters()))
+        config.build("lr_scheduler", config.build("optimizer", parameter_groups(config, network)))
         config.build("trainer")
     else:
         config.build("aggregator", num_experts=3, make_optimizer=lambda p: config.build("optimizer", p))

@@ -15,6 +15,8 @@ import model.model
 from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.base_trainer import TrainerOptions
+from data_loader.torchvision_import import torchvision
+from model.pretrained import read_weights, start_from
 from trainer import aggregator, schedule
 from utils import distributed
 from utils.checkpoint import load_checkpoint
@@ -139,6 +141,46 @@ def build_loader(config: ConfigParser, device: torch.device) -> BaseDataLoader:
     loader = config.build("data_loader")
     loader.prepare(device, config.get("seed", 1), distributed.rank(), distributed.world_size())
     return loader
+
+
+TORCHVISION_NAMES = {"ResNet50Model": "resnet50", "ResNet101Model": "resnet101", "ResNet152Model": "resnet152",
+                     "ResNeXt50Model": "resnext50_32x4d"}
+
+
+def load_start_weights(config: ConfigParser, network: BaseModel) -> None:
+    """Fill the network from what `weights` in the config names: a file, or "torchvision" (ImageNet; downloaded).
+
+    Raises:
+        UserError: the weights are missing or do not fit.
+    """
+    source = config["weights"]
+    if source == "torchvision":
+        arch = config["arch"]["type"]
+        if arch not in TORCHVISION_NAMES:
+            raise UserError(f'"weights": "torchvision" is there for {", ".join(TORCHVISION_NAMES)}, not for {arch}: '
+                            "leave it out, or give the path of a file.")
+        try:
+            plain = torchvision().models.get_model(TORCHVISION_NAMES[arch], weights="IMAGENET1K_V1").state_dict()
+        except OSError as error:
+            raise UserError(f"torchvision's weights for {arch} could not be downloaded ({error}): try again, or leave "
+                            '"weights" out.') from error
+    else:
+        plain = read_weights(source)
+    filled = start_from(network.backbone, plain, source)
+    get_logger().info(f"{len(filled)} entries start from {source}; the classifiers are fresh.")
+
+
+def parameter_groups(config: ConfigParser, network: BaseModel) -> list[dict]:
+    """Parameters for the optimizer: one group, or with `optimizer.share_lr` the classifiers and all else apart.
+
+    The classifiers train at `lr`, the rest at `share_lr`.
+    """
+    share_lr = config["optimizer"].get("share_lr")
+    if share_lr is None:
+        return [{"params": list(network.parameters())}]
+    heads = {name for name, _ in network.named_parameters() if name.startswith("backbone.linear")}
+    return [{"params": [p for n, p in network.named_parameters() if n in heads]},
+            {"params": [p for n, p in network.named_parameters() if n not in heads], "lr": share_lr}]
 
 
 def build_model(config: ConfigParser, num_classes: int, device: torch.device) -> BaseModel:

@@ -13,7 +13,8 @@ from utils import distributed
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, unknown
 
-SIMPLE_KEYS = {"name": str, "n_gpu": int, "seed": int, "metrics": list[str]}
+SIMPLE_KEYS = {"name": str, "n_gpu": int, "seed": int, "metrics": list[str], "weights": str | None}
+SECTION_KEYS = {"optimizer": {"share_lr": float}}  # beside "type" and "args"
 
 
 class ConfigParser:
@@ -72,8 +73,12 @@ class ConfigParser:
             return component, content
         if not isinstance(content, Mapping) or "type" not in content:
             raise UserError(f'Config section "{section}" needs a "type", one of: {", ".join(sorted(component))}.')
+        extra = SECTION_KEYS.get(section, {})
         for key in content.keys() - {"type", "args"}:
-            raise unknown(f'key in config section "{section}"', key, {"type", "args"})
+            if key not in extra:
+                raise unknown(f'key in config section "{section}"', key, {"type", "args", *extra})
+            if not fits(content[key], extra[key]):
+                raise _wrong_type(section, key, content[key], extra[key])
         if content["type"] not in component:
             raise unknown(f'type in config section "{section}"', content["type"], component)
         return component[content["type"]], content.get("args", {})
