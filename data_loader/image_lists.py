@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 
 from utils.errors import UserError
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
 
 class ImageList:
     """The paths and labels of a list file.
@@ -68,6 +70,22 @@ class ImageList:
 
     def with_targets(self, targets: np.ndarray) -> "ImageList":
         return ImageList(self.list_path, self.data_dir, self.text, self.offsets, targets)
+
+
+def list_folder(folder: str | Path) -> ImageList:
+    """All image files under a folder, in order of their paths, unlabelled (every target is 0).
+
+    Raises:
+        UserError: the folder is missing, or holds no image file.
+    """
+    folder = Path(folder)
+    paths = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
+    if not paths:
+        raise UserError(f"There is no image file under {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder "
+                        "that holds some.")
+    encoded = [path.encode() for path in sorted(paths)]
+    offsets = np.concatenate([[0], np.cumsum([len(path) for path in encoded])])
+    return ImageList(folder, folder, b"".join(encoded), offsets, np.zeros(len(paths), np.int64))
 
 
 Parsed = tuple[bytes, np.ndarray, np.ndarray]  # paths, offsets, targets

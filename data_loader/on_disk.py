@@ -53,6 +53,7 @@ class ListDataLoader(BaseDataLoader):
         balanced: draw classes, not images, at random.
         retain_epoch_size: with `balanced`, an epoch has as many draws as there are images; else C times those of the
             largest class.
+        class_names: file with the name of one class a line, for predictions; numbers are used where there is none.
         on_bad_image: in training, "stop" at a file that cannot be decoded, or "skip" it and say so. Evaluation stops.
 
     Raises:
@@ -67,7 +68,7 @@ class ListDataLoader(BaseDataLoader):
                  image_size: int = 224, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD,
                  distributions: list[str] = CIFAR_DISTRIBUTIONS, color_jitter: float = 0.4, shuffle: bool = True,
                  num_workers: int = 4, balanced: bool = False, retain_epoch_size: bool = True,
-                 on_bad_image: str = "stop"):
+                 on_bad_image: str = "stop", class_names: str | None = None):
         super().__init__(batch_size)
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f'on_bad_image must be "stop" or "skip", not "{on_bad_image}"')
@@ -85,6 +86,8 @@ class ListDataLoader(BaseDataLoader):
         self.cls_num_list = self._count_classes()
         if self.renumber:
             self._renumber()
+        self._warn_of_shared_images()
+        self.class_names = self._read_class_names(class_names)
         self._training: DataLoader | None = None
         self._batches = EpochBatches()
 
@@ -101,6 +104,31 @@ class ListDataLoader(BaseDataLoader):
             get_logger().warning(f"{self.test_images.list_path} has no image of {missing} of the {len(counts)} "
                                  "classes: accuracy says nothing about them.")
         return counts.tolist()
+
+    def _warn_of_shared_images(self) -> None:
+        shared = set(self.train_images.names()).intersection(self.test_images.names())
+        if shared:
+            get_logger().warning(f"{len(shared)} images are in both {self.train_images.list_path} and "
+                                 f"{self.test_images.list_path}, such as {min(shared)}: accuracy will be too high.")
+
+    def _read_class_names(self, path: str | None) -> list[str]:
+        """The name of every class, by its number here."""
+        numbers = self.class_map or range(self.num_classes)
+        if path is None:
+            return [str(number) for number in numbers]
+        try:
+            names = Path(path).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise UserError(f"The class names {path} cannot be read ({error.strerror}): give a file with one name a "
+                            "line, or leave class_names out.") from error
+        if len(names) != self.num_classes:
+            raise UserError(f"{path} has {len(names)} lines and the training list {self.num_classes} classes: give one "
+                            "name a line, in the order of the labels.")
+        return [names[number] for number in numbers]
+
+    def replace_test_images(self, images: ImageList) -> None:
+        """Test on other images than those of the test list, e.g. on unlabelled ones (`list_folder`)."""
+        self.test_images = images
 
     def _renumber(self) -> None:
         """Number the classes by falling training frequency; equal ones keep their order."""

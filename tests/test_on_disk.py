@@ -1,16 +1,23 @@
 """List files, decoding, and the loaders for large images, on pictures made here."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import ROOT, script
 from PIL import Image
 
 from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Places_LT
-from data_loader.image_lists import ImageList, decode, to_tensor
+from data_loader.image_lists import ImageList, decode, list_folder, to_tensor
 from data_loader.samplers import balanced_order
 from data_loader.torchvision_import import torchvision
 from data_loader.transforms import normalise
+from trainer.setup import make_config
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
+from utils.parse_config import read_json
 
 COUNTS = [12, 6, 3]  # training images of the three classes
 SIZE = 32
@@ -227,3 +234,53 @@ def test_places_labels_are_renumbered_by_frequency(folder, tmp_path):
     assert loader.cls_num_list == [12, 6, 3] and loader.class_map == [1, 2, 0]
     assert np.bincount(loader.train_images.targets).tolist() == [12, 6, 3]
     assert loader.test_images.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+# --- from a folder of pictures to predictions, through the scripts ---
+
+def test_one_s_own_images_from_end_to_end(folder, tmp_path):
+    config = read_json(ROOT / "configs" / "config_custom_example.json")
+    config["arch"]["args"] |= {"num_classes": 3, "layer3_output_dim": 32, "layer4_output_dim": 32}
+    config["data_loader"]["args"] |= {
+        "data_dir": str(folder), "train_list": str(folder / "train.txt"), "test_list": str(folder / "test.txt"),
+        "batch_size": 8, "image_size": SIZE, "num_workers": 0, "distributions": ["forward2", "uniform"],
+        "class_names": str(tmp_path / "classes.txt")}
+    config["trainer"] |= {"epochs": 2, "save_dir": str(tmp_path), "tensorboard": False}
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    last = Path(script("train").main(make_config(config))["last"])
+    results = script("test_all_imagenet").main(make_config(config, resume=last))
+    assert [e["images"] for e in results["distributions"].values()] == [8, 12]
+    sections = {**config, **read_json(ROOT / "configs" / "test_time_custom_example.json")}
+    learned = script("test_train_imagenet").main(make_config(sections, resume=last))
+    assert sum(learned["distributions"]["uniform"]["weights"]) == pytest.approx(1)
+
+    config = make_config(sections, resume=last, output=tmp_path / "out")
+    config.options = {"images": folder / "test"}
+    predicted = script("predict_folder").main(config)
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert list(table) == ["path", "class", "probability"] and len(table) == predicted["images"] == 12
+    assert table["path"][5] == "class 1/1.png" and set(table["class"]) <= {"red", "green", "blue"}
+    assert table["probability"].between(1 / 3, 1).all() and sum(predicted["weights"]) == pytest.approx(1)
+
+
+def test_predicting_a_folder_without_images(digits_run, folder, tmp_path):
+    with pytest.raises(UserError, match="no image file under"):
+        list_folder(tmp_path)
+    sections = read_json(ROOT / "configs" / "test_time_digits_tade.json")
+    config = make_config({**load_checkpoint(digits_run["last"])["config"], **sections}, resume=Path(digits_run["last"]))
+    config.options = {"images": folder / "test"}
+    with pytest.raises(UserError, match="ImbalanceDigitsDataLoader reads no image files"):
+        script("predict_folder").main(config)
+
+
+def test_images_in_both_lists_are_warned_of(folder, capsys):
+    make(folder, test_list=str(folder / "train.txt"))
+    assert "21 images are in both" in capsys.readouterr().out
+
+
+def test_class_names(folder, tmp_path):
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="has 2 lines and the training list 3 classes"):
+        make(folder, class_names=str(tmp_path / "classes.txt"))
+    with pytest.raises(UserError, match="class names .* cannot be read"):
+        make(folder, class_names=str(tmp_path / "absent.txt"))

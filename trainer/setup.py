@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -68,7 +68,7 @@ def make_config(config: dict, **options) -> ConfigParser:
 
 
 def parse_command_line(description: str, arguments: list[str] | None = None, *, training: bool = False,
-                       needs_config: bool = False) -> ConfigParser:
+                       needs_config: bool = False, extra: Mapping[str, dict] | None = None) -> ConfigParser:
     """Parse and check a script's command line.
 
     The config is that of the checkpoint (`-r`), if any; sections of the `-c` file replace the checkpoint's; flags and
@@ -79,6 +79,8 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
         arguments: instead of sys.argv.
         training: the script trains; otherwise it needs a checkpoint.
         needs_config: the script needs -c as well.
+        extra: further flags of this script, "--flag" -> arguments of add_argument; their values are in `options`
+            of the result.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", type=Path, metavar="JSON", required=needs_config, help="config file")
@@ -96,6 +98,8 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
     for flag, (kind, path, text) in OVERRIDES.items():
         if training or path in ("seed", "n_gpu"):
             parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"{text} ({path})")
+    for flag, settings in (extra or {}).items():
+        parser.add_argument(flag, **settings)
     args = parser.parse_args(arguments)
     if not args.config and not args.resume:
         parser.error("give a config with -c, or a checkpoint to go on from with -r")
@@ -113,8 +117,10 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
         override(config, "trainer;compile", True)
     for text in args.assignments:
         override(config, *parse_assignment(text))
-    return make_config(config, resume=args.resume, device=args.device, output=getattr(args, "output", None),
-                       run_id=getattr(args, "run_id", None))
+    checked = make_config(config, resume=args.resume, device=args.device, output=getattr(args, "output", None),
+                          run_id=getattr(args, "run_id", None))
+    checked.options = {flag.strip("-"): getattr(args, flag.strip("-")) for flag in extra or {}}
+    return checked
 
 
 def run_script(main: Callable[[ConfigParser], dict], description: str, **options) -> None:

@@ -1,19 +1,24 @@
 """The jobs of the test scripts: evaluate a checkpoint, with equal weights or with weights learned at test time."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from base.base_data_loader import BaseDataLoader
+from data_loader.image_lists import list_folder
+from data_loader.on_disk import ListDataLoader
+from trainer.aggregator import Aggregator
 from trainer.devices import choose_device, parallel
 from trainer.evaluator import DistributionScorer, expert_logits, inference_copy, score_equal_weights
 from trainer.setup import build_loader, build_model
 from trainer.test_time_training import fit_aggregators
-from utils.checkpoint import load_checkpoint, load_weights, sha256
+from utils.checkpoint import load_checkpoint, load_weights, sha256, write_atomically
 from utils.errors import UserError
 from utils.logger import TensorBoardLog, get_logger
 from utils.parse_config import ConfigParser
@@ -96,15 +101,7 @@ def train_at_test_time(config: ConfigParser, job: str) -> dict:
     """
     settings = config["aggregator"]
     subject = open_subject(config)
-    if subject.num_experts < 2:
-        raise UserError("Test-time training weighs experts against each other and this network has one: use a "
-                        "checkpoint with num_experts of at least 2.")
-
-    def make_aggregator():
-        return config.build("aggregator", num_experts=subject.num_experts,
-                            make_optimizer=lambda parameters: config.build("optimizer", parameters))
-
-    make_aggregator()  # a refused value stops here, before any image is looked at
+    make_aggregator = aggregator_factory(config, subject.num_experts)
     scorer, distributions = subject.scorer(), subject.loader.test_distributions()
     aggregators = fit_aggregators(subject.network, subject.loader, distributions, make_aggregator,
                                   config.get("seed", 1), subject.device)
@@ -116,6 +113,64 @@ def train_at_test_time(config: ConfigParser, job: str) -> dict:
     protocol = (f"Test-time training ({settings['type']}): weights learned on each distribution's own unlabelled test "
                 "images, random views shared between distributions; predictions on un-augmented images.")
     return _finish(config, job, subject, protocol, scores)
+
+
+def aggregator_factory(config: ConfigParser, num_experts: int) -> Callable[[], Aggregator]:
+    """What makes the config's aggregator; a refused value stops here, before any image is looked at.
+
+    Raises:
+        UserError: there is only one expert, or an argument is refused.
+    """
+    if num_experts < 2:
+        raise UserError("Test-time training weighs experts against each other and this network has one: use a "
+                        "checkpoint with num_experts of at least 2.")
+
+    def make() -> Aggregator:
+        return config.build("aggregator", num_experts=num_experts,
+                            make_optimizer=lambda parameters: config.build("optimizer", parameters))
+
+    make()
+    return make
+
+
+def predict_folder(config: ConfigParser, folder: Path) -> dict:
+    """Learn the expert weights on a folder of unlabelled images, then predict each of them.
+
+    Writes predictions.csv (path, class, probability) and weights.json beside the checkpoint or to `config.output`.
+
+    Args:
+        config: as for `train_at_test_time`, with a data loader that reads list files.
+        folder: images at any depth.
+
+    Returns:
+        {"weights": [E], "images": N, "learning": ..., "files": [...]}.
+    """
+    settings = config["aggregator"]
+    subject = open_subject(config)
+    if not isinstance(subject.loader, ListDataLoader):
+        raise UserError(f"{config['data_loader']['type']} reads no image files: predicting a folder needs a checkpoint "
+                        "that was trained through ListDataLoader or a published list data set.")
+    make_aggregator = aggregator_factory(config, subject.num_experts)
+    images = list_folder(folder)
+    subject.loader.replace_test_images(images)
+    logits = expert_logits(subject.network, subject.loader.test_batches(), subject.device, "images")
+    rows = {"folder": np.arange(len(images))}
+    aggregator = fit_aggregators(subject.network, subject.loader, rows, make_aggregator, config.get("seed", 1),
+                                 subject.device)["folder"]
+    probability, label = torch.softmax(aggregator.predict(logits), dim=1).max(dim=1)
+    table = pd.DataFrame({"path": images.names(), "class": [subject.loader.class_names[c] for c in label.tolist()],
+                          "probability": probability.numpy()})
+    output = config.output or Path(config.resume).parent / "results" / Path(config.resume).stem / "predict"
+    output.mkdir(parents=True, exist_ok=True)
+    results = {"weights": aggregator.weights.tolist(), "images": len(images), "folder": str(folder),
+               "checkpoint": subject.checkpoint, "aggregator": settings, "learning": aggregator.report()}
+    write_atomically(output / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
+    write_atomically(output / "weights.json", (json.dumps(results, indent=2) + "\n").encode())
+    weights = ", ".join(f"{w:.2f}" for w in results["weights"])
+    get_logger().info(f"{len(images)} images, expert weights {weights}. Most frequent classes:\n"
+                      f"{table['class'].value_counts().head(5).to_string(header=False)}\n"
+                      f"Written: {output / 'predictions.csv'}, {output / 'weights.json'}")
+    return results
 
 
 def _finish(config: ConfigParser, job: str, subject: Subject, protocol: str, scores: dict) -> dict:

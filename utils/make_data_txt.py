@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, draw_distributions, shot_groups
-from data_loader.image_lists import ImageList
+from data_loader.image_lists import IMAGE_SUFFIXES, ImageList
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 from utils.logger import get_logger, progress
 
 MANIFEST = Path(__file__).resolve().parents[1] / "data_txt" / "manifest.json"
 INATURALIST_TRAIN, INATURALIST_ZIP = "iNaturalist18/iNaturalist18_train.txt", "iNaturalist18/iNaturalist_train.zip"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 def import_lists(source: str, target: Path) -> dict[str, str]:
@@ -140,7 +139,8 @@ def check(list_path: Path, data_dir: Path) -> dict:
     counts = np.bincount(images.targets)
     groups = {name: int((mask & (counts > 0)).sum()) for name, mask in shot_groups(counts).items()}
     return {"images": len(images), "classes": len(counts),
-            "imbalance_ratio": float(counts.max() / counts[counts > 0].min()), **groups, "empty": int((counts == 0).sum()), "duplicates": len(names) - len(set(names))}
+            "imbalance_ratio": float(counts.max() / counts[counts > 0].min()), **groups,
+            "empty": int((counts == 0).sum()), "duplicates": len(names) - len(set(names))}
 
 
 def from_folder(folder: Path, out: Path, test_per_class: int, seed: int = 0) -> dict[str, int]:

@@ -41,6 +41,7 @@ class ConfigParser:
         self.config = deepcopy(dict(config))
         self.components = components
         self.supplied = supplied or {}
+        self.options: dict = {}  # of one script alone
         self.resume, self.device, self.output, self.run_id = resume, device, output, run_id
         self._check()
 
