@@ -155,8 +155,8 @@ def decode(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> [3, H, W] uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    """RGB image -> [H, W, 3] uint8, as Pillow has it in memory; `collate` puts the channels first."""
+    return torch.from_numpy(np.array(image))
 
 
 class ListDataset(Dataset):
@@ -178,7 +178,7 @@ class ListDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple:
-        """((row, seed)) -> (pictures [3, S, S] uint8, one a transform; label), or the path of a file left out.
+        """((row, seed)) -> (pictures [S, S, 3] uint8, one a transform; label), or the path of a file left out.
 
         Raises:
             UserError: the file is missing or cannot be decoded.
@@ -204,8 +204,9 @@ def bad_image(path: Path, error: Exception) -> UserError:
 
 
 def collate(items: list[tuple | str]) -> tuple:
-    """A batch: ([B, 3, S, S] uint8 for every transform, labels [B], paths left out)."""
+    """A batch: ([B, 3, S, S] uint8, channels last in memory, for every transform; labels [B]; paths left out)."""
     bad = [item for item in items if isinstance(item, str)]
     good = [item for item in items if not isinstance(item, str)]
     columns = list(zip(*good, strict=True))
-    return [torch.stack(column) for column in columns[:-1]], torch.tensor(columns[-1] if columns else []), bad
+    pictures = [torch.stack(column).permute(0, 3, 1, 2) for column in columns[:-1]]
+    return pictures, torch.tensor(columns[-1] if columns else []), bad

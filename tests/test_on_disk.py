@@ -157,7 +157,7 @@ def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
     (images, targets), = loader.test_batches()
     t = torchvision().transforms
     pipeline = t.Compose([t.Resize(round(SIZE * 256 / 224)), t.CenterCrop(SIZE)])
-    expected = to_tensor(pipeline(Image.open(loader.test_images.path(7)).convert("RGB")))
+    expected = to_tensor(pipeline(Image.open(loader.test_images.path(7)).convert("RGB"))).permute(2, 0, 1)
     torch.testing.assert_close(images[7], normalise(expected[None], loader.mean, loader.std)[0])
     assert targets.tolist() == loader.test_batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert loader.split_validation().source == "test set"

@@ -1,0 +1,77 @@
+"""Images a second of one worker's training pipeline for large images, against plain Pillow and torchvision.
+
+  python benchmarks/image_pipeline_speed.py LIST.txt DATA_DIR [--images 200] [--repeats 5]
+
+Both sides decode JPEGs, draw a random resized crop to 224, a flip and colour jitter. The plain side is torchvision's
+and ends in the worker with normalised floats; here the worker makes bytes, and the training device turns whole batches
+into numbers (the rate with that on the same core is printed, too). The sides run in turn; medians. Both see the same
+draws, and the largest difference of the results is printed.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_loader import image_transforms  # noqa: E402
+from data_loader.image_lists import ImageList, ListDataset, collate  # noqa: E402
+from data_loader.on_disk import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from data_loader.torchvision_import import torchvision  # noqa: E402
+from data_loader.transforms import normalise  # noqa: E402
+
+BATCH = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("list", type=Path)
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    images = ImageList.read(args.list, args.data_dir)
+    rows = [int(r) for r in torch.linspace(0, len(images) - 1, args.images)]
+    t = torchvision().transforms
+    plain_pipeline = t.Compose([t.RandomResizedCrop(224), t.RandomHorizontalFlip(), t.ColorJitter(0.4, 0.4, 0.4, 0),
+                                t.ToTensor(), t.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    dataset = ListDataset(images, [image_transforms.training(224, 0.4)], skip_bad=False)
+
+    def plain(part: list[int]) -> torch.Tensor:
+        pictures = []
+        for row in part:
+            torch.manual_seed(row)
+            pictures.append(plain_pipeline(Image.open(images.path(row)).convert("RGB")))
+        return torch.stack(pictures)
+
+    def here(part: list[int]) -> torch.Tensor:
+        return collate([dataset[row, row] for row in part])[0][0]
+
+    def with_numbers(part: list[int]) -> torch.Tensor:
+        return normalise(here(part), IMAGENET_MEAN, IMAGENET_STD)
+
+    parts = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+    difference = max(float((plain(part) - with_numbers(part)).abs().max()) for part in parts)
+    times = {plain: [], here: [], with_numbers: []}
+    for _ in range(args.repeats):
+        for side, taken in times.items():
+            start = time.perf_counter()
+            for part in parts:
+                side(part)
+            taken.append(time.perf_counter() - start)
+    rates = {side.__name__: len(rows) / statistics.median(taken) for side, taken in times.items()}
+    print(f"plain: {rates['plain']:.0f} images/s per worker")
+    for side, name in ((here, "here"), (with_numbers, "here, numbers on the same core")):
+        ratio = statistics.median(p / h for p, h in zip(times[plain], times[side], strict=True))
+        print(f"{name}: {rates[side.__name__]:.0f} images/s, {ratio:.2f} times as many")
+    print(f"largest difference of a normalised value: {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
