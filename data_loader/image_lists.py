@@ -68,6 +68,10 @@ class ImageList:
             raise UserError(f"{self.list_path}: {self.name(row)} has the label {self.targets[row]}, and the training "
                             f"list has {num_classes} classes (0 to {num_classes - 1}): mend the list.")
 
+    def first(self, count: int) -> "ImageList":
+        """The first images of the list."""
+        return ImageList(self.list_path, self.data_dir, self.text, self.offsets[: count + 1], self.targets[:count])
+
     def with_targets(self, targets: np.ndarray) -> "ImageList":
         return ImageList(self.list_path, self.data_dir, self.text, self.offsets, targets)
 

@@ -11,19 +11,23 @@ from utils import distributed
 LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 
 
-def get_logger(name: str = "tade", verbosity: int = 2) -> logging.Logger:
-    """Console logger. Processes other than the first only report warnings.
+def get_logger(verbosity: int | None = None) -> logging.Logger:
+    """The project's console logger. Processes other than the first only report warnings.
 
     Args:
-        verbosity: 0 warnings, 1 information, 2 everything.
+        verbosity: 0 warnings, 1 information, 2 everything; None leaves it as it is (everything, at first).
     """
-    logger = logging.getLogger(name)
+    logger = logging.getLogger("tade")
     if not logger.handlers:
+        verbosity = 2 if verbosity is None else verbosity
         handler = _TqdmHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
-    logger.setLevel(LEVELS.get(verbosity, logging.DEBUG) if distributed.is_main() else logging.WARNING)
+    if not distributed.is_main():
+        logger.setLevel(logging.WARNING)
+    elif verbosity is not None:
+        logger.setLevel(LEVELS.get(verbosity, logging.DEBUG))
     return logger
 
 
