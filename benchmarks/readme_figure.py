@@ -15,7 +15,7 @@ INK, GREY, COLOURS = "#222222", "#9a9a9a", ("#3b6fb6", "#e0a030", "#4a9a6a", "#b
 def main(results_path: str, out: str) -> None:
     entries = json.loads(Path(results_path).read_text())["distributions"]
     names = list(entries)
-    figure = Figure(figsize=(9.5, 5.6), layout="constrained")
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
     accuracy, weights = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for key, colour, label in (("equal_weights_top1", GREY, "experts weighted equally"),
                                ("top1", INK, "weights learned from unlabelled test images")):
@@ -33,7 +33,7 @@ def main(results_path: str, out: str) -> None:
     weights.tick_params(axis="x", rotation=30)
     for axes in (accuracy, weights):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize="small")
     figure.savefig(out, dpi=110)
 
 
