@@ -40,7 +40,14 @@ class BaseDataLoader(ABC):
         return len(self.cls_num_list)
 
     def prepare(self, device: torch.device, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """Say where batches are wanted, what seeds the draws, and which of several processes this is."""
+        """Say where batches are wanted, what seeds the draws, and which of several processes this is.
+
+        Raises:
+            UserError: there are fewer images in a batch than processes.
+        """
+        if self.batch_size < world_size:
+            raise UserError(f"batch_size is {self.batch_size} for all of {world_size} processes: make it at least "
+                            f"{world_size}.")
         self.device, self.seed, self.rank, self.world_size = device, seed, rank, world_size
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,6 +1,7 @@
 """The frame of a training run: epochs, monitoring, checkpoints, resuming. What an epoch does is for subclasses."""
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,8 @@ class TrainerOptions:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f'precision must be "fp32", "bf16" or "fp16", not "{self.precision}"')
+        if self.early_stop < 0 or (self.early_stop and self.monitor == "off"):
+            raise ValueError("early_stop must be at least 0, and 0 where nothing is monitored")
         mode, _, key = self.monitor.partition(" ")
         if self.monitor != "off" and (mode not in ("max", "min") or not key):
             raise ValueError(f'monitor must be "off", "max KEY" or "min KEY", not "{self.monitor}"')
@@ -75,10 +78,13 @@ class BaseTrainer(ABC):
         self.options, self.run_dir, self.extra_state = options, run_dir, extra_state
         self.scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=options.precision == "fp16")
         self.logger = get_logger(verbosity=options.verbosity)
-        self.tensorboard = TensorBoardLog(run_dir, options.tensorboard)
         mode, _, self.monitored = options.monitor.partition(" ")
         self.sign = -1 if mode == "min" else 1
         self.start_epoch, self.best, self.best_epoch, self.checks_since_best = 1, None, None, 0
+
+    @abstractmethod
+    def monitorable(self) -> list[str]:
+        """The names that `trainer;monitor` may have."""
 
     @abstractmethod
     def train_epoch(self, epoch: int) -> dict:
@@ -96,12 +102,11 @@ class BaseTrainer(ABC):
 
         Raises:
             Interrupted: Ctrl-C; the last whole epoch's checkpoint is kept.
-            UserError: the loss is no longer finite, a checkpoint could not be saved, nothing is left to do.
+            UserError: the loss is no longer finite, or a checkpoint could not be saved.
         """
-        if self.start_epoch > self.options.epochs:
-            raise UserError(f"This run has its {self.options.epochs} epochs already: ask for more with --epochs.")
         values = {}
-        with file_log(self.logger, self.run_dir / "log.txt"):
+        self.tensorboard = TensorBoardLog(self.run_dir, self.options.tensorboard)
+        with file_log(self.logger, self.run_dir / "log.txt") if distributed.is_main() else nullcontext():
             try:
                 for epoch in range(self.start_epoch, self.options.epochs + 1):
                     values = self._one_epoch(epoch)
@@ -115,13 +120,14 @@ class BaseTrainer(ABC):
                 self.tensorboard.close()
         best = self.run_dir / "model_best.pth"
         return {**values, "run_dir": str(self.run_dir), "last": str(self.run_dir / "last.pth"),
-                "best": str(best) if self.best_epoch else None, "best_epoch": self.best_epoch}
+                "best": str(best) if self.best_epoch and best.exists() else None, "best_epoch": self.best_epoch}
 
     def _one_epoch(self, epoch: int) -> dict:
         values = {"epoch": epoch, **self.train_epoch(epoch)}
         validated = epoch % self.options.valid_period == 0 or epoch == self.options.epochs
         if validated:
-            values |= self.validate(epoch)
+            # One process validates for all: they must agree on when to stop.
+            values |= distributed.from_first_process(self.validate(epoch) if distributed.is_main() else None)
         self.scheduler.step()
         self.logger.info("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
                                    for k, v in values.items() if v is not None))
@@ -133,10 +139,10 @@ class BaseTrainer(ABC):
     def _improved(self, values: dict, epoch: int) -> bool:
         if self.options.monitor == "off":
             return False
-        if self.monitored not in values:
-            raise UserError(f'trainer;monitor names "{self.monitored}", which is not logged: choose one of '
-                            f"{', '.join(k for k, v in values.items() if isinstance(v, float))}.")
         value = values[self.monitored]
+        if value is None:
+            raise UserError(f'trainer;monitor names "{self.monitored}", and no validation image belongs to that group: '
+                            f"choose one of {', '.join(k for k, v in values.items() if isinstance(v, float))}.")
         self.checks_since_best += 1
         if self.best is not None and self.sign * value <= self.sign * self.best:
             return False
@@ -145,12 +151,13 @@ class BaseTrainer(ABC):
 
     def _save(self, epoch: int, improved: bool) -> None:
         state = self.state(epoch)
-        save_checkpoint(self.run_dir / "last.pth", {**state, "selected_by": f"epoch {epoch}, the last so far"})
         if epoch % self.options.save_period == 0:
             save_checkpoint(self.run_dir / f"checkpoint-epoch{epoch}.pth", {**state, "selected_by": f"epoch {epoch}"})
         if improved:
             save_checkpoint(self.run_dir / "model_best.pth",
                             {**state, "selected_by": f"best so far: {self.options.monitor} {self.validation_source}"})
+        # The last to be written: a run that is stopped before goes back and writes the others again.
+        save_checkpoint(self.run_dir / "last.pth", {**state, "selected_by": f"epoch {epoch}, the last so far"})
 
     #: Where the monitored values come from, for the record.
     validation_source = ""
@@ -169,11 +176,19 @@ class BaseTrainer(ABC):
         """Take up where a checkpoint of this project left off.
 
         Raises:
-            UserError: it holds no optimizer (weights alone cannot be resumed), or another network.
+            UserError: it holds weights alone, another network or another kind of optimizer, or has all its epochs.
         """
-        if "optimizer" not in checkpoint:
+        missing = {"optimizer", "scheduler", "scaler", "random", "epoch", "best", "best_epoch"} - checkpoint.keys()
+        if missing:
             raise UserError(f"{path} holds weights alone, so that training cannot go on from it: "
                             "give a last.pth or checkpoint-epoch*.pth.")
+        kinds = [(config or {}).get("optimizer", {}).get("type")
+                 for config in (checkpoint.get("config"), self.extra_state.get("config"))]
+        if kinds[0] != kinds[1]:
+            raise UserError(f"{path} was trained with {kinds[0]} and cannot go on with {kinds[1]}: keep the "
+                            "optimizer's type.")
+        if checkpoint["epoch"] >= self.options.epochs:
+            raise UserError(f"This run has its {self.options.epochs} epochs already: ask for more with --epochs.")
         load_weights(self.model, checkpoint["model"], path)
         self._resume_optimizer(checkpoint["optimizer"], checkpoint["scheduler"])
         self.scaler.load_state_dict(checkpoint["scaler"])
@@ -181,8 +196,9 @@ class BaseTrainer(ABC):
         if torch.cuda.is_available() and len(checkpoint["random"].get("cuda", [])) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
         self.start_epoch = checkpoint["epoch"] + 1
-        self.best, self.best_epoch = checkpoint["best"], checkpoint["best_epoch"]
-        self.checks_since_best = checkpoint["checks_since_best"]
+        if (self.run_dir / "model_best.pth").exists():  # a run in a folder of its own has no best one yet
+            self.best, self.best_epoch = checkpoint["best"], checkpoint["best_epoch"]
+            self.checks_since_best = checkpoint.get("checks_since_best", 0)
         self.logger.info(f"Going on from {path}, after epoch {checkpoint['epoch']}.")
 
     def _resume_optimizer(self, optimizer_state: dict, scheduler_state: dict) -> None:

@@ -49,6 +49,19 @@ def parse_distribution(name: str) -> tuple[str, float]:
     return match[1], float(match[2])
 
 
+def check_distributions(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, if each is a known distribution and there once.
+
+    Raises:
+        ValueError: a name is unknown or there twice, or there is none.
+    """
+    if not names or len(set(names)) < len(names):
+        raise ValueError("distributions must name at least one test distribution, and each once")
+    for name in names:
+        parse_distribution(name)
+    return tuple(names)
+
+
 def distribution_counts(images_per_class: int, cls_num_list: Sequence[int], name: str) -> list[int]:
     """Test images of each class in one test distribution.
 

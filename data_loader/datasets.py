@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data_loader.class_profiles import draw_rows
 from data_loader.torchvision_import import torchvision
+from utils import distributed
 from utils.errors import UserError
 
 DIGITS_TEST_PER_CLASS = 50
@@ -39,10 +40,8 @@ def load_cifar(name: str, data_dir: str | Path, train: bool) -> ImageSet:
     dataset_class = getattr(torchvision().datasets, name)
     folder = Path(data_dir) / dataset_class.base_folder
     try:
-        if folder.exists():
-            dataset = dataset_class(str(data_dir), train=train, download=False)
-        else:
-            dataset = dataset_class(str(data_dir), train=train, download=True)
+        with distributed.first_process_first():
+            dataset = dataset_class(str(data_dir), train=train, download=not folder.exists())
     except OSError as error:
         raise UserError(f"{name} is not in {folder} and could not be downloaded ({error}): put its official python "
                         f"files there, or point data_loader;args;data_dir at them.") from error

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches
-from data_loader.class_profiles import draw_distributions, draw_rows, long_tail_counts, parse_distribution
+from data_loader.class_profiles import check_distributions, draw_distributions, draw_rows, long_tail_counts
 from data_loader.datasets import ImageSet
 from data_loader.samplers import batch_slices, epoch_order, process_share
 from data_loader.transforms import CropFlipRotate, ViewAugmentation, normalise
@@ -42,9 +42,7 @@ class InMemoryDataLoader(BaseDataLoader):
         super().__init__(batch_size)
         self.shuffle = shuffle
         self.cls_num_list = long_tail_counts(self.largest_class, self.classes, imb_factor)
-        for name in distributions:
-            parse_distribution(name)  # names an unknown one before any image is read
-        self.distributions = tuple(distributions)
+        self.distributions = check_distributions(distributions)
         self.augmentation = CropFlipRotate(self.size, flip=self.mirror)
         self.views = ViewAugmentation(self.size, flip=self.mirror)
 

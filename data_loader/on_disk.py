@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches
 from data_loader import image_transforms
-from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, draw_distributions, parse_distribution
+from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, draw_distributions
 from data_loader.image_lists import ImageList, ListDataset, collate
 from data_loader.samplers import balanced_order, batch_slices, epoch_order, process_share
 from data_loader.transforms import normalise
@@ -74,12 +74,10 @@ class ListDataLoader(BaseDataLoader):
             raise ValueError(f'on_bad_image must be "stop" or "skip", not "{on_bad_image}"')
         if image_size < 8 or num_workers < 0 or len(mean) != 3 or len(std) != 3:
             raise ValueError("image_size must be at least 8, num_workers at least 0, mean and std three numbers each")
-        for name in distributions:
-            parse_distribution(name)
         self.mean, self.std, self.image_size, self.color_jitter = tuple(mean), tuple(std), image_size, color_jitter
         self.shuffle, self.num_workers, self.on_bad_image = shuffle, num_workers, on_bad_image
         self.balanced, self.retain_epoch_size = balanced, retain_epoch_size
-        self.distributions = tuple(distributions)
+        self.distributions = check_distributions(distributions)
         self.train_images = ImageList.read(train_list, data_dir)
         self.test_images = ImageList.read(test_list, data_dir)
         self.val_images = ImageList.read(val_list, data_dir) if val_list else self.test_images

@@ -40,7 +40,7 @@ def process_share(batch: slice, count: int, rank: int, world_size: int) -> slice
 def batch_slices(count: int, batch_size: int, smallest: int = 1) -> list[slice]:
     """Consecutive batches over `count` images; a last batch of fewer than `smallest` images is left out.
 
-    In training every process needs two images in a batch: batch normalisation can make nothing of a single one.
+    In training, batch statistics of a single image would be no batch's, so every process gets two or the batch goes.
     """
     slices = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     if slices and slices[-1].stop - slices[-1].start < smallest:

@@ -1,7 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, SHARED, golden_json
+from conftest import GOLDEN, golden_json
 
 from trainer.aggregator import (
     StabilityAggregator,
@@ -17,23 +19,12 @@ def make(kind=StabilityAggregator, experts=3, **options):
     return kind(experts, lambda parameters: torch.optim.SGD(parameters, **REFERENCE["sgd"]), **options)
 
 
-def check_trajectory(views) -> int:
-    aggregator = make()
-    for step, expected in enumerate(REFERENCE["trajectory"][: len(views["view1"])]):
+def test_forty_updates_are_the_references():
+    views, aggregator = np.load(GOLDEN / "aggregation_inputs.npz"), make()
+    assert len(REFERENCE["trajectory"]) == len(views["view1"]) == 40
+    for step, expected in enumerate(REFERENCE["trajectory"]):
         stability = aggregator.update(torch.from_numpy(views["view1"][step]), torch.from_numpy(views["view2"][step]))
         np.testing.assert_allclose([*aggregator.weights.tolist(), stability], expected, atol=1e-5)
-    return step + 1
-
-
-def test_sixteen_updates_are_the_references():
-    assert check_trajectory(np.load(GOLDEN / "aggregation_inputs_first16.npz")) == 16
-
-
-def test_all_forty_updates_are_the_references():
-    path = SHARED / "golden" / "aggregation_inputs.npz"
-    if not path.exists():
-        pytest.skip("only the first sixteen inputs are kept in the repository")
-    assert check_trajectory(np.load(path)) == 40
 
 
 def expert_views(count=400, experts=3, stable=0, seed=0):
@@ -109,6 +100,7 @@ def test_falls_back_when_weights_are_not_numbers():
     views = expert_views()
     aggregator = fit(make(batch_size=32), (views[0] * float("nan"), views[1]))
     torch.testing.assert_close(aggregator.weights, torch.full((3,), 1 / 3))
+    json.dumps(aggregator.report(), allow_nan=False)
 
 
 def test_entropy_term_moves_weights():

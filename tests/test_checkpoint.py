@@ -119,6 +119,36 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, network, legacy):
     assert not witness.exists()
 
 
+def test_a_file_cannot_change_what_it_names(tmp_path, network):
+    """BUILD with slot state sets attributes: here of the function that rebuilds tensors."""
+    (tmp_path / "hostile.pth").write_bytes(
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}X\x0c\x00\x00\x00__defaults__(K\x01K\x02tst\x86b.")
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "hostile.pth")
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+    _reference_checkpoint(tmp_path / "reference.pth", network, {"_config": {}})
+    load_checkpoint(tmp_path / "reference.pth")
+
+
+@pytest.mark.parametrize("content", [
+    {0: torch.zeros(1)}, {"model": {0: torch.zeros(1)}}, {"model": {"a": torch.zeros(1)}, "config": [1]},
+    {"model": {"a": torch.zeros(1)}, "cls_num_list": 5}, {"model": {"a": torch.zeros(1)}, "epoch": "three"}])
+def test_contents_of_the_wrong_kind(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_legacy_file_cut_anywhere(tmp_path):
+    torch.save({"model": {"a": torch.arange(3.0)}}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "a.pth").read_bytes()
+    for length in range(0, len(data) - 4, 3):
+        (tmp_path / "b.pth").write_bytes(data[:length])
+        with pytest.raises(UserError):
+            load_checkpoint(tmp_path / "b.pth")
+
+
 def test_a_failed_write_leaves_the_earlier_file(tmp_path, network, monkeypatch):
     path = tmp_path / "a.pth"
     save_checkpoint(path, {"model": network.state_dict(), "epoch": 1})

@@ -1,7 +1,9 @@
+import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,15 +84,9 @@ def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(digits_config):
     digits_config["trainer"]["epochs"] = 1
     first = train(make_config(digits_config, run_id="resumed"))
     digits_config["trainer"]["epochs"] = 2
-    resumed = train(make_config(digits_config, resume=_path(first["last"])))
+    resumed = train(make_config(digits_config, resume=Path(first["last"])))
     assert resumed["run_dir"] == first["run_dir"]
     assert_same_training(straight, resumed)
-
-
-def _path(text):
-    from pathlib import Path
-
-    return Path(text)
 
 
 def test_the_same_seed_repeats_and_another_does_not(digits_config):
@@ -107,7 +103,7 @@ def test_overridden_hyper_parameters_count_on_resume(digits_config):
     digits_config["trainer"]["epochs"] = 2
     digits_config["optimizer"]["args"] |= {"lr": 0.5, "momentum": 0.8}
     digits_config["lr_scheduler"]["args"] |= {"step1": 1, "warmup_epoch": 0}
-    resumed = train(make_config(digits_config, resume=_path(first["last"])))
+    resumed = train(make_config(digits_config, resume=Path(first["last"])))
     assert resumed["lr"] == pytest.approx(0.05)  # 0.5 after the first step, which is now at epoch 1
     assert load_checkpoint(resumed["last"])["optimizer"]["param_groups"][0]["momentum"] == 0.8
 
@@ -116,7 +112,7 @@ def test_nothing_left_to_do(digits_config):
     digits_config["trainer"]["epochs"] = 1
     first = train(make_config(digits_config))
     with pytest.raises(UserError, match="has its 1 epochs already"):
-        train(make_config(digits_config, resume=_path(first["last"])))
+        train(make_config(digits_config, resume=Path(first["last"])))
 
 
 @pytest.mark.parametrize("experts", [1, 2, 4])
@@ -141,13 +137,47 @@ def test_a_run_is_not_overwritten(digits_config):
         train(make_config(digits_config, run_id="mine"))
 
 
-def test_early_stop_and_unknown_monitor(digits_config):
+def test_early_stop(digits_config):
     digits_config["trainer"] |= {"epochs": 6, "early_stop": 1, "monitor": "min val_expert1"}
     digits_config["optimizer"]["args"]["lr"] = 0.0
     assert train(make_config(digits_config))["epoch"] < 6
-    digits_config["trainer"]["monitor"] = "max val_accurracy"
-    with pytest.raises(UserError, match='"val_accurracy", which is not logged'):
+
+
+def test_monitored_value_must_be_there(digits_config, tmp_path):
+    digits_config["trainer"]["monitor"] = "max val_few"
+    digits_config["data_loader"]["args"]["imb_factor"] = 1.0  # no few-shot class
+    with pytest.raises(UserError, match='Unknown value in trainer;monitor "val_few"'):
         train(make_config(digits_config))
+    assert list(tmp_path.iterdir()) == []
+
+
+def one_epoch_run(digits_config, **trainer) -> dict:
+    digits_config["trainer"] |= {"epochs": 1, **trainer}
+    return train(make_config(digits_config, run_id="base"))
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(digits_config):
+    first = one_epoch_run(digits_config)
+    folder = Path(first["run_dir"])
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"}
+    for changes in ({"arch": {**digits_config["arch"], "args": {**digits_config["arch"]["args"], "num_experts": 2}}},
+                    {"optimizer": {"type": "Adam", "args": {"lr": 0.01}}}, {}):
+        with pytest.raises(UserError):
+            train(make_config({**digits_config, **changes}, resume=Path(first["last"])))
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"}
+
+
+def test_going_on_from_an_earlier_checkpoint_or_under_another_name_leaves_the_run_alone(digits_config, tmp_path):
+    digits_config["trainer"]["epochs"] = 2
+    first = train(make_config(digits_config, run_id="base"))
+    early = Path(first["run_dir"]) / "checkpoint-epoch1.pth"
+    again = train(make_config(digits_config, resume=early))
+    assert again["run_dir"] != first["run_dir"] and again["epoch"] == 2 and Path(again["best"]).parent.exists()
+    digits_config["trainer"]["epochs"] = 3
+    for change, options in (({"name": "other"}, {}), ({}, {"run_id": "branch"})):
+        branch = train(make_config({**digits_config, **change}, resume=Path(first["last"]), **options))
+        assert branch["run_dir"] != first["run_dir"] and branch["epoch"] == 3
+    assert load_checkpoint(first["last"])["epoch"] == 2
 
 
 def test_loss_that_is_no_number_stops_the_run(digits_config):
@@ -171,7 +201,7 @@ def test_interrupt_keeps_the_last_whole_epoch(digits_config, monkeypatch):
     last = str(caught.value).rsplit(" ", 1)[1]
     assert load_checkpoint(last)["epoch"] == 1
     monkeypatch.undo()
-    assert train(make_config(digits_config, resume=_path(last)))["epoch"] == 2
+    assert train(make_config(digits_config, resume=Path(last)))["epoch"] == 2
 
 
 def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
@@ -186,21 +216,44 @@ def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device.*earlier last.pth there is untouched"):
         train(make_config(digits_config, run_id="full"))
-    folder = _path(digits_config["trainer"]["save_dir"]) / digits_config["name"] / "full"
+    folder = Path(digits_config["trainer"]["save_dir"]) / digits_config["name"] / "full"
     assert load_checkpoint(folder / "last.pth")["epoch"] == 1 and not list(folder.glob("*.tmp"))
 
 
-def test_two_processes_train_one_network(digits_config, tmp_path):
-    """torchrun with two processes: one run folder, and the loss of the same global batches."""
-    import json
+TWO_PROCESSES = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch, torch.distributed as dist
+from conftest import script
+from trainer.setup import make_config
+from trainer.trainer import Trainer
+from utils import distributed
+from utils.parse_config import read_json
 
+trainers, original = [], Trainer.train_epoch
+Trainer.train_epoch = lambda self, epoch: (trainers.append(self), original(self, epoch))[1]
+results = script("train").main(make_config(read_json({config!r}), device="cpu", run_id="two"))
+weights = torch.cat([p.detach().flatten() for p in trainers[0].model.parameters()])
+every = [torch.empty_like(weights) for _ in range(2)]
+dist.all_gather(every, weights)
+assert torch.equal(*every), "the processes have trained two networks"
+runs = [None, None]
+dist.all_gather_object(runs, (results["run_dir"], results["loss"], results["val_accuracy"]))
+assert runs[0] == runs[1], runs
+distributed.stop()
+"""
+
+
+def test_two_processes_train_one_network(digits_config, tmp_path):
+    """torchrun with two processes: equal weights in both, one run folder, one result."""
     digits_config["trainer"] |= {"epochs": 1}
     (tmp_path / "config.json").write_text(json.dumps(digits_config))
+    (tmp_path / "two.py").write_text(TWO_PROCESSES.format(root=str(ROOT), config=str(tmp_path / "config.json")))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
-               str(ROOT / "train.py"), "-c", str(tmp_path / "config.json"), "-d", "cpu", "--run_id", "two"]
+               str(tmp_path / "two.py")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr

@@ -1,5 +1,6 @@
 """Learning from unlabelled test images how to combine the experts (`aggregator.type` in a config)."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -140,7 +141,12 @@ class StabilityAggregator(Aggregator):
         return aggregate(self.weights, logits)
 
     def report(self) -> dict:
-        return {"weights_after_pass": self.history, "stability_in_pass": self.stability, "note": self.note}
+        return {"weights_after_pass": [[_finite(w) for w in weights] for weights in self.history],
+                "stability_in_pass": [_finite(s) for s in self.stability], "note": self.note}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class StreamingStabilityAggregator(StabilityAggregator):

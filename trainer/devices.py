@@ -31,6 +31,8 @@ def choose_device(request: str | None, n_gpu: int = 1) -> tuple[torch.device, li
             device = torch.device(request)
         except RuntimeError:
             raise UserError(f'Unknown device "{request}": use cpu, cuda, cuda:1, or GPU numbers such as 0,1.') from None
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise UserError(f'Device "{request}" is not supported: use cpu, cuda, mps, or GPU numbers such as 0,1.')
         if device.type == "mps" and not torch.backends.mps.is_available():
             raise UserError("Device mps is not available here: leave -d out, or use -d cpu.")
         if device.type != "cuda":
@@ -44,5 +46,7 @@ def choose_device(request: str | None, n_gpu: int = 1) -> tuple[torch.device, li
 def parallel(model: nn.Module, device: torch.device, gpus: list[int]) -> nn.Module:
     """Wrap a network for the processes or GPUs that share its work; itself where it works alone."""
     if distributed.world_size() > 1:
+        if not any(p.requires_grad for p in model.parameters()):
+            return model
         return nn.parallel.DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
     return nn.DataParallel(model, gpus) if len(gpus) > 1 else model

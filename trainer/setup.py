@@ -44,6 +44,8 @@ SUPPLIED = {"loss": {"cls_num_list"}, "optimizer": {"params"}, "lr_scheduler": {
             "aggregator": {"num_experts", "make_optimizer"}}
 TRAINING_SECTIONS = ("name", "arch", "data_loader", "optimizer", "loss", "lr_scheduler", "trainer")
 
+TESTING_SECTIONS = ("name", "n_gpu", "seed", "arch", "data_loader", "optimizer", "aggregator")
+
 #: Command-line flags that set one value of the config: flag -> (type, path, help).
 OVERRIDES = {
     "--name": (str, "name", "name of the run's folder"),
@@ -104,7 +106,7 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
     if not args.config and not args.resume:
         parser.error("give a config with -c, or a checkpoint to go on from with -r")
 
-    config = (load_checkpoint(args.resume).get("config") or {}) if args.resume else {}
+    config = _config_of_checkpoint(args.resume, training, args.config is not None) if args.resume else {}
     if args.config:
         config |= read_json(args.config)
     if not config:
@@ -121,6 +123,18 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
                           run_id=getattr(args, "run_id", None))
     checked.options = {flag.strip("-"): getattr(args, flag.strip("-")) for flag in extra or {}}
     return checked
+
+
+def _config_of_checkpoint(path: Path, training: bool, has_own: bool) -> dict:
+    """The sections of a checkpoint's config that this job needs.
+
+    A reference's config may hold what is not known here; beside a config of one's own, only its network counts.
+    """
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.get("config") or {}
+    if "format" not in checkpoint and has_own:
+        return {key: config[key] for key in ("arch",) if key in config}
+    return config if training else {key: value for key, value in config.items() if key in TESTING_SECTIONS}
 
 
 def run_script(main: Callable[[ConfigParser], dict], description: str, **options) -> None:
@@ -187,6 +201,21 @@ def parameter_groups(config: ConfigParser, network: BaseModel) -> list[dict]:
     heads = {name for name, _ in network.named_parameters() if name.startswith("backbone.linear")}
     return [{"params": [p for n, p in network.named_parameters() if n in heads]},
             {"params": [p for n, p in network.named_parameters() if n not in heads], "lr": share_lr}]
+
+
+def check_schedule(config: ConfigParser) -> None:
+    """Step the schedule once on nothing: some refuse their arguments only then, after a whole epoch.
+
+    Raises:
+        UserError: the schedule refuses its arguments.
+    """
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = config.build("lr_scheduler", optimizer)
+    optimizer.step()
+    try:
+        scheduler.step()
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise UserError(f'Config section "lr_scheduler" ({type(scheduler).__name__}): {error}.') from error
 
 
 def build_model(config: ConfigParser, num_classes: int, device: torch.device) -> BaseModel:

@@ -22,7 +22,7 @@ from utils.checkpoint import load_checkpoint, load_weights, sha256, write_atomic
 from utils.errors import UserError
 from utils.logger import TensorBoardLog, get_logger
 from utils.parse_config import ConfigParser
-from utils.report import console_table, figures, results_table, write_results
+from utils.report import console_table, figures, make_folder, results_table, write_results
 from utils.seed import seed_everything
 
 BALANCED = ("uniform",)
@@ -80,13 +80,14 @@ def evaluate(config: ConfigParser, job: str, names: Sequence[str] | None = None)
     Returns:
         The content of results.json.
     """
+    folder = results_folder(config, job)
     subject = open_subject(config)
     distributions = subject.loader.test_distributions() if names != BALANCED else None
     scorer = subject.scorer()
     if distributions is None:
         distributions = {"uniform": np.arange(len(scorer.targets))}
     scores = score_equal_weights(scorer, distributions, names or distributions)
-    return _finish(config, job, subject, EQUAL_WEIGHTS, scores)
+    return _finish(config, job, folder, subject, EQUAL_WEIGHTS, scores)
 
 
 def train_at_test_time(config: ConfigParser, job: str) -> dict:
@@ -100,6 +101,7 @@ def train_at_test_time(config: ConfigParser, job: str) -> dict:
         The content of results.json.
     """
     settings = config["aggregator"]
+    folder = results_folder(config, job)
     subject = open_subject(config)
     make_aggregator = aggregator_factory(config, subject.num_experts)
     scorer, distributions = subject.scorer(), subject.loader.test_distributions()
@@ -112,7 +114,7 @@ def train_at_test_time(config: ConfigParser, job: str) -> dict:
                         "equal_weights_top1": entry["top1"], "learning": aggregator.report()}
     protocol = (f"Test-time training ({settings['type']}): weights learned on each distribution's own unlabelled test "
                 "images, random views shared between distributions; predictions on un-augmented images.")
-    return _finish(config, job, subject, protocol, scores)
+    return _finish(config, job, folder, subject, protocol, scores)
 
 
 def aggregator_factory(config: ConfigParser, num_experts: int) -> Callable[[], Aggregator]:
@@ -146,6 +148,7 @@ def predict_folder(config: ConfigParser, folder: Path) -> dict:
         {"weights": [E], "images": N, "learning": ..., "files": [...]}.
     """
     settings = config["aggregator"]
+    output = results_folder(config, "predict")
     subject = open_subject(config)
     if not isinstance(subject.loader, ListDataLoader):
         raise UserError(f"{config['data_loader']['type']} reads no image files: predicting a folder needs a checkpoint "
@@ -160,8 +163,6 @@ def predict_folder(config: ConfigParser, folder: Path) -> dict:
     probability, label = torch.softmax(aggregator.predict(logits), dim=1).max(dim=1)
     table = pd.DataFrame({"path": images.names(), "class": [subject.loader.class_names[c] for c in label.tolist()],
                           "probability": probability.numpy()})
-    output = config.output or Path(config.resume).parent / "results" / Path(config.resume).stem / "predict"
-    output.mkdir(parents=True, exist_ok=True)
     results = {"weights": aggregator.weights.tolist(), "images": len(images), "folder": str(folder),
                "checkpoint": subject.checkpoint, "aggregator": settings, "learning": aggregator.report()}
     write_atomically(output / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
@@ -173,13 +174,21 @@ def predict_folder(config: ConfigParser, folder: Path) -> dict:
     return results
 
 
-def _finish(config: ConfigParser, job: str, subject: Subject, protocol: str, scores: dict) -> dict:
+def results_folder(config: ConfigParser, job: str) -> Path:
+    """Folder of a job's results, created: `--output`, or results/CHECKPOINT/JOB beside the checkpoint."""
+    checkpoint = Path(config.resume)
+    folder = config.output or checkpoint.parent / "results" / checkpoint.stem / job
+    load_checkpoint(checkpoint)  # a missing or broken one is named before a folder is made for it
+    make_folder(folder)
+    return folder
+
+
+def _finish(config: ConfigParser, job: str, folder: Path, subject: Subject, protocol: str, scores: dict) -> dict:
     """Write and show the results."""
     logger = get_logger()
     results = {"checkpoint": subject.checkpoint, "protocol": protocol, "seed": config.get("seed", 1),
                "torch": torch.__version__, "device": str(subject.device), "config": config.config,
                "distributions": scores}
-    folder = config.output or Path(config.resume).parent / "results" / Path(config.resume).stem / job
     files = write_results(folder, results)
     logger.info(f"\n{protocol}\n{config.resume}, epoch {subject.checkpoint['epoch']} "
                 f"({subject.checkpoint['selected_by']})\n\n{console_table(results)}\n\n"

@@ -14,10 +14,26 @@ from model.metric import class_hits, percent_correct
 from trainer.devices import parallel
 from trainer.evaluator import expert_logits, inference_copy
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 from utils.logger import progress
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class MixedPrecision(nn.Module):
+    """Runs a network under autocast and gives its output in float32.
+
+    Autocast's precision belongs to a thread, and DataParallel starts threads: it is set where the network runs.
+    """
+
+    def __init__(self, network: nn.Module, device_type: str, precision: str):
+        super().__init__()
+        self.network, self.device_type, self.dtype = network, device_type, AUTOCAST.get(precision)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
+            output = self.network(images)
+        return {name: tensor.float() for name, tensor in output.items()}
 
 
 class Trainer(BaseTrainer):
@@ -38,14 +54,23 @@ class Trainer(BaseTrainer):
         super().__init__(model, optimizer, scheduler, options, run_dir, extra_state)
         self.criterion, self.metrics, self.loader = criterion, metrics, loader
         self.device = next(model.parameters()).device
-        self.network = parallel(torch.compile(model, dynamic=False) if options.compile else model, self.device, gpus)
-        self.groups = shot_groups(loader.cls_num_list)
+        if options.compile and len(gpus) > 1:
+            raise UserError("torch.compile does not work with several GPUs in one process: use torchrun, or leave "
+                            "--compile out.")
+        network = torch.compile(model, dynamic=False) if options.compile else model
+        self.network = parallel(MixedPrecision(network, self.device.type, options.precision), self.device, gpus)
+        self.groups = {name: mask for name, mask in shot_groups(loader.cls_num_list).items() if mask.any()}
+        if self.monitored and self.monitored not in self.monitorable():
+            raise unknown("value in trainer;monitor", self.monitored, self.monitorable())
+
+    def monitorable(self) -> list[str]:
+        experts = [f"val_expert{e + 1}" for e in range(self.model.num_experts)]
+        groups = [f"val_{name}" for name in (*self.metrics, *self.groups)]
+        return ["loss", "accuracy", "val_loss", *groups, *experts]
 
     def train_step(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One update on a batch [B, 3, H, W], [B]; returns the loss and the network's output, both detached."""
-        with torch.autocast(self.device.type, AUTOCAST.get(self.options.precision), self.options.precision in AUTOCAST):
-            output = self.network(images)
-        output = {name: tensor.float() for name, tensor in output.items()}
+        output = self.network(images)
         loss = self.criterion(output, target)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

@@ -1,12 +1,12 @@
 """Checkpoints: tensors and plain containers only, written whole or not at all, read without running anything."""
 
 import collections
+import functools
 import hashlib
 import io
 import os
 import pickle
 import types
-import zipfile
 from pathlib import Path
 
 import torch
@@ -64,14 +64,23 @@ def load_checkpoint(path: str | Path) -> dict:
         hint = f" There are: {', '.join(near)}." if near else ""
         raise UserError(f"There is no checkpoint {path}: give the path of a .pth file with -r.{hint}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        content = _load_foreign(path)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"The checkpoint {path} cannot be read ({error.strerror}): mend that first.") from error
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            content = _load_foreign(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path} holds no checkpoint (a {type(content).__name__}): give a file that train.py "
+                            "wrote.")
+        return _normalise(content, path)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
         raise _not_whole(path) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no checkpoint (a {type(content).__name__}): give a file that train.py wrote.")
-    return _normalise(content, path)
 
 
 def sha256(path: str | Path) -> str:
@@ -109,6 +118,10 @@ def _normalise(content: dict, path: Path) -> dict:
     state = content["model"]
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} holds no network weights: give a file that train.py wrote.")
+    config, counts = content.get("config"), content.get("cls_num_list")
+    if not isinstance(config, dict | None) or not isinstance(counts, list | None) \
+            or not isinstance(content.get("epoch"), int | None):
+        raise _not_whole(path)
     content["model"] = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return content
 
@@ -144,32 +157,40 @@ class Foreign:
         pass
 
 
-_KNOWN = {("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
-          ("torch._utils", "_rebuild_parameter"), ("torch", "Size"), ("torch", "device")}
-_KNOWN |= {("torch", f"{kind}Storage") for kind in
-           ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")}
-_BUILTINS = {"dict": dict, "list": list, "set": set, "tuple": tuple, "int": int, "float": float, "str": str}
+_IMMUTABLE = {("collections", "OrderedDict"): collections.OrderedDict, ("torch", "Size"): torch.Size,
+              ("torch", "device"): torch.device}
+_IMMUTABLE |= {("builtins", t.__name__): t for t in (dict, list, set, tuple, int, float, str)}
+_IMMUTABLE |= {("__builtin__", t.__name__): t for t in (dict, list, set, tuple, int, float, str)}
+_FUNCTIONS = {("torch._utils", name): getattr(torch._utils, name)
+              for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Rebuilds tensors and containers; whatever else a pickle names becomes a Foreign and is never called."""
+def _restricted_unpickler() -> type[pickle.Unpickler]:
+    """A reader that rebuilds tensors and containers; whatever else a pickle names becomes inert and is never called.
 
-    def find_class(self, module, name):
-        if (module, name) in _KNOWN:
-            return super().find_class(module, name)
-        if module in ("builtins", "__builtin__") and name in _BUILTINS:
-            return _BUILTINS[name]
-        return Foreign
+    A pickle can set attributes of what it names, so it only gets types that cannot be changed, and functions and a
+    stand-in made for this one file. (torch itself resolves the names of storages.)
+    """
+
+    class Inert(Foreign):
+        pass
+
+    class Restricted(pickle.Unpickler):
+        def find_class(self, module, name):
+            if (module, name) in _IMMUTABLE:
+                return _IMMUTABLE[module, name]
+            if (module, name) in _FUNCTIONS:
+                return functools.partial(_FUNCTIONS[module, name])
+            return Inert
+
+    return Restricted
 
 
 def _load_foreign(path: Path) -> dict:
-    reader = types.SimpleNamespace(
-        Unpickler=_RestrictedUnpickler, __name__="restricted_pickle",
-        load=lambda file, **kwargs: _RestrictedUnpickler(file, **kwargs).load())
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-    except Exception as error:  # whatever a damaged or hostile file provokes, nothing of it was run
-        raise _not_whole(path) from error
+    restricted = _restricted_unpickler()
+    reader = types.SimpleNamespace(Unpickler=restricted, __name__="restricted_pickle",
+                                   load=lambda file, **kwargs: restricted(file, **kwargs).load())
+    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
 
 
 def _foreign_config(config: object) -> dict | None:

@@ -1,5 +1,6 @@
 """Several processes, as torchrun starts them. Everything is a no-op in an ordinary single process."""
 
+import contextlib
 import os
 
 import torch
@@ -44,6 +45,18 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+@contextlib.contextmanager
+def first_process_first():
+    """Inside, the first process goes ahead and the others wait for it; for downloads that all would start."""
+    if dist.is_initialized() and not is_main():
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if dist.is_initialized() and is_main():
+            dist.barrier()
 
 
 def from_first_process(value):

@@ -2,15 +2,16 @@
 
 import inspect
 import json
+import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
 
 from utils import distributed
-from utils.checkpoint import write_atomically
+from utils.checkpoint import load_checkpoint, write_atomically
 from utils.errors import UserError, unknown
 
 SIMPLE_KEYS = {"name": str, "n_gpu": int, "seed": int, "metrics": list[str], "weights": str | None}
@@ -65,7 +66,7 @@ class ConfigParser:
         constructor, given = self._resolve(section)
         try:
             return constructor(*args, **{**given, **kwargs})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise UserError(f'Config section "{section}" ({constructor.__name__}): {error}.') from error
 
     def _resolve(self, section: str) -> tuple[Callable, dict]:
@@ -80,7 +81,7 @@ class ConfigParser:
                 raise unknown(f'key in config section "{section}"', key, {"type", "args", *extra})
             if not fits(content[key], extra[key]):
                 raise _wrong_type(section, key, content[key], extra[key])
-        if content["type"] not in component:
+        if not isinstance(content["type"], str) or content["type"] not in component:
             raise unknown(f'type in config section "{section}"', content["type"], component)
         return component[content["type"]], content.get("args", {})
 
@@ -91,6 +92,8 @@ class ConfigParser:
         for key, kind in SIMPLE_KEYS.items():
             if key in self.config and not fits(self.config[key], kind):
                 raise _wrong_type("config", key, self.config[key], kind)
+        if self.get("seed", 0) < 0:
+            raise UserError(f"seed must be at least 0, not {self['seed']}.")
         for section in self.components.keys() - {"metrics"}:
             if section in self.config:
                 constructor, given = self._resolve(section)
@@ -141,10 +144,11 @@ def fits(value: object, kind: object) -> bool:
     if kind is bool:
         return isinstance(value, bool)
     if kind in (int, float):
-        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
     if kind is str:
         return isinstance(value, str)
-    if origin in (list, tuple):
+    if origin in (list, tuple, Sequence, Iterable):
         element = (typing.get_args(kind) or (typing.Any,))[0]
         return isinstance(value, (list, tuple)) and all(fits(item, element) for item in value)
     if kind is typing.Any or not isinstance(kind, type):
@@ -208,25 +212,39 @@ def parse_assignment(text: str) -> tuple[str, object]:
         return path.strip(), value
 
 
-def make_run_dir(config: ConfigParser, save_dir: Path) -> Path:
-    """Create the folder of a training run, save_dir/NAME/RUN_ID, with the config in it; a resumed run keeps its own.
+def choose_run_dir(config: ConfigParser, save_dir: Path, checkpoint: dict | None) -> Path:
+    """The folder of a training run; nothing is created yet. With several processes all get the first one's answer.
 
-    With several processes all get the same folder (the first one's).
+    A resumed run goes on in the folder of its checkpoint, unless it was told another name, save_dir or run_id, or the
+    folder has gone further than the checkpoint: then it gets a folder of its own, and the old one keeps what it has.
+    """
+    new = save_dir / config["name"] / (config.run_id or datetime.now().strftime("%m%d_%H%M%S"))
+    goes_on = False
+    if checkpoint and config.resume and not config.run_id and (config.resume.parent / "config.json").exists():
+        before = checkpoint.get("config") or {}
+        last = config.resume.parent / "last.pth"
+        further = last.exists() and (load_checkpoint(last)["epoch"] or 0) > (checkpoint["epoch"] or 0)
+        moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != \
+            (config["name"], config["trainer"].get("save_dir"))
+        goes_on = not further and not moved
+    return distributed.from_first_process(config.resume.parent if goes_on else new)
+
+
+def create_run_dir(config: ConfigParser, run_dir: Path) -> None:
+    """Create the folder of a training run and put the config into it (the first process does).
 
     Raises:
         UserError: the folder cannot be created, or holds another run.
     """
-    going_on = config.resume and (config.resume.parent / "config.json").exists()
-    new = save_dir / config["name"] / (config.run_id or datetime.now().strftime("%m%d_%H%M%S"))
-    run_dir = config.resume.parent if going_on else distributed.from_first_process(new)
-    if distributed.is_main():
-        try:
-            run_dir.mkdir(parents=True, exist_ok=going_on)
-        except FileExistsError as error:
-            raise UserError(f"{run_dir} holds a run already: go on with -r {run_dir / 'last.pth'}, or give another "
-                            "--run_id.") from error
-        except OSError as error:
-            raise UserError(f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with "
-                            "--save_dir.") from error
-        write_atomically(run_dir / "config.json", json.dumps(config.config, indent=2).encode())
-    return run_dir
+    goes_on = config.resume is not None and run_dir == config.resume.parent
+    if not distributed.is_main():
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=goes_on)
+    except FileExistsError as error:
+        raise UserError(f"{run_dir} holds a run already: go on with -r {run_dir / 'last.pth'}, or give another "
+                        "--run_id.") from error
+    except OSError as error:
+        raise UserError(f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with "
+                        "--save_dir.") from error
+    write_atomically(run_dir / "config.json", json.dumps(config.config, indent=2).encode())

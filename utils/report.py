@@ -1,5 +1,6 @@
 """Results as JSON, CSV, Markdown, pictures and a console table."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils.checkpoint import write_atomically
+from utils.errors import UserError
 
 
 def results_table(results: Mapping) -> pd.DataFrame:
@@ -50,6 +52,19 @@ def console_table(results: Mapping) -> str:
     return format_table(results_table(results)).to_string()
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder for results, before there are any to lose.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder} for results cannot be created ({error.strerror}): choose another with "
+                        "--output.") from error
+
+
 def write_results(folder: Path, results: Mapping) -> list[Path]:
     """Write results.json, results.csv, results.md, and accuracy.png and weights.png where there is what to plot.
 
@@ -59,14 +74,14 @@ def write_results(folder: Path, results: Mapping) -> list[Path]:
     Raises:
         UserError: a file could not be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     table = results_table(results)
     checkpoint = results["checkpoint"]
     heading = (f"{results['protocol']}\n\nCheckpoint {checkpoint['path']}, epoch {checkpoint['epoch']} "
                f"({checkpoint['selected_by']}), SHA-256 {checkpoint['sha256']}, seed {results['seed']}. "
                "Accuracy in percent.\n\n")
     contents = {
-        "results.json": json.dumps(results, indent=2) + "\n",
+        "results.json": json.dumps(results, indent=2, allow_nan=False) + "\n",
         "results.csv": table.to_csv(),
         "results.md": heading + markdown_table(table),
     }
@@ -75,7 +90,9 @@ def write_results(folder: Path, results: Mapping) -> list[Path]:
     files = [folder / name for name in contents]
     for name, figure in figures(table).items():
         files.append(folder / f"{name}.png")
-        figure.savefig(files[-1], dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        write_atomically(files[-1], picture.getvalue())
     return files
 
 
