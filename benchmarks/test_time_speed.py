@@ -1,6 +1,6 @@
 """Evaluating eleven test distributions, and test-time training on them, against the plain way of doing each.
 
-  python benchmarks/test_time_speed.py [--images 1000] [--repeats 3] [--output benchmarks/results/FILE.json]
+  python benchmarks/test_time_speed.py [--images 1000] [--repeats 3] [--job evaluation] [--output FILE.json]
 
 Plain evaluation: the network runs over the images of every distribution, batch norm and all, NCHW.
 Plain test-time training: every distribution by itself; each image is augmented by torchvision and Pillow, twice; the
@@ -111,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000, help="test images, a multiple of 100")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--job", choices=("evaluation", "test-time training"), help="only this one")
     parser.add_argument("-d", "--device")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -128,6 +129,8 @@ def main() -> None:
     jobs = {"evaluation": (plain_evaluation, our_evaluation),
             "test-time training": (plain_test_time_training, our_test_time_training)}
     for job, sides in jobs.items():
+        if args.job not in (None, job):
+            continue
         times = [[seconds(side, network, loader, distributions, device) for side in sides] for _ in range(args.repeats)]
         plain, ours = (statistics.median(column) for column in zip(*times, strict=True))
         ratio = statistics.median(p / o for p, o in times)
