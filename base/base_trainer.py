@@ -115,7 +115,7 @@ class BaseTrainer(ABC):
                                          f"validations: stopping after epoch {epoch}.")
                         break
             except KeyboardInterrupt:
-                raise Interrupted(self._how_to_go_on()) from None
+                raise Interrupted(f"Stopped. {self._how_to_go_on()}") from None
             finally:
                 self.tensorboard.close()
         best = self.run_dir / "model_best.pth"
@@ -133,7 +133,10 @@ class BaseTrainer(ABC):
                                    for k, v in values.items() if v is not None))
         improved = self._improved(values, epoch) if validated else False
         if distributed.is_main():
-            self._save(epoch, improved)
+            try:
+                self._save(epoch, improved)
+            except UserError as error:
+                raise UserError(f"{error} {self._how_to_go_on()}") from error
         return values
 
     def _improved(self, values: dict, epoch: int) -> bool:
@@ -152,12 +155,12 @@ class BaseTrainer(ABC):
     def _save(self, epoch: int, improved: bool) -> None:
         state = self.state(epoch)
         if epoch % self.options.save_period == 0:
-            save_checkpoint(self.run_dir / f"checkpoint-epoch{epoch}.pth", {**state, "selected_by": f"epoch {epoch}"})
+            save_checkpoint(self.run_dir / f"checkpoint-epoch{epoch}.pth", {**state, "selected_by": "kept every save_period epochs"})
         if improved:
             save_checkpoint(self.run_dir / "model_best.pth",
                             {**state, "selected_by": f"best so far: {self.options.monitor} {self.validation_source}"})
         # The last to be written: a run that is stopped before goes back and writes the others again.
-        save_checkpoint(self.run_dir / "last.pth", {**state, "selected_by": f"epoch {epoch}, the last so far"})
+        save_checkpoint(self.run_dir / "last.pth", {**state, "selected_by": "the last so far"})
 
     #: Where the monitored values come from, for the record.
     validation_source = ""
@@ -222,5 +225,5 @@ class BaseTrainer(ABC):
     def _how_to_go_on(self) -> str:
         last = self.run_dir / "last.pth"
         if not last.exists():
-            return "Stopped before the first epoch was over: nothing was saved."
-        return f"Stopped. {last} holds everything up to the last whole epoch; go on with: python train.py -r {last}"
+            return "No epoch was saved yet: start again."
+        return f"{last} holds everything up to the last whole epoch; go on with: python train.py -r {last}"

@@ -37,7 +37,7 @@ def golden_trainer(tmp_path, dtype):
     criterion.inverse_prior[order] = criterion.prior.sort().values.flip(0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return Trainer(network, criterion, {}, ImbalanceDigitsDataLoader(8), optimizer, CustomLR(optimizer, 160, 180),
-                   TrainerOptions(epochs=1, tensorboard=False), tmp_path, {}), optimizer
+                   TrainerOptions(epochs=1, monitor="off", tensorboard=False), tmp_path, {}), optimizer
 
 
 def test_five_golden_steps(tmp_path):
@@ -214,7 +214,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
         return original(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*earlier last.pth there is untouched"):
+    with pytest.raises(UserError, match="No space left on device.*last.pth holds everything up to the last whole epoch"):
         train(make_config(digits_config, run_id="full"))
     folder = Path(digits_config["trainer"]["save_dir"]) / digits_config["name"] / "full"
     assert load_checkpoint(folder / "last.pth")["epoch"] == 1 and not list(folder.glob("*.tmp"))
