@@ -155,7 +155,8 @@ class BaseTrainer(ABC):
     def _save(self, epoch: int, improved: bool) -> None:
         state = self.state(epoch)
         if epoch % self.options.save_period == 0:
-            save_checkpoint(self.run_dir / f"checkpoint-epoch{epoch}.pth", {**state, "selected_by": "kept every save_period epochs"})
+            save_checkpoint(self.run_dir / f"checkpoint-epoch{epoch}.pth",
+                            {**state, "selected_by": "kept every save_period epochs"})
         if improved:
             save_checkpoint(self.run_dir / "model_best.pth",
                             {**state, "selected_by": f"best so far: {self.options.monitor} {self.validation_source}"})
@@ -224,6 +225,8 @@ class BaseTrainer(ABC):
 
     def _how_to_go_on(self) -> str:
         last = self.run_dir / "last.pth"
-        if not last.exists():
+        if not last.exists():  # the first epoch's other checkpoints may be there
+            last = max(self.run_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime, default=None)
+        if last is None:
             return "No epoch was saved yet: start again."
         return f"{last} holds everything up to the last whole epoch; go on with: python train.py -r {last}"
