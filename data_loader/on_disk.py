@@ -80,7 +80,8 @@ class ListDataLoader(BaseDataLoader):
         self.distributions = check_distributions(distributions)
         self.train_images = ImageList.read(train_list, data_dir)
         self.test_images = ImageList.read(test_list, data_dir)
-        self.val_images = ImageList.read(val_list, data_dir) if val_list else self.test_images
+        own_validation = val_list not in (None, test_list)
+        self.val_images = ImageList.read(val_list, data_dir) if own_validation else self.test_images
         self.cls_num_list = self._count_classes()
         if self.renumber:
             self._renumber()

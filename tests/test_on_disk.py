@@ -162,6 +162,7 @@ def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
     assert targets.tolist() == loader.test_batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert loader.split_validation().source == "test set"
     assert make(folder, val_list=str(folder / "train.txt")).split_validation().source == "validation set"
+    assert make(folder, val_list=str(folder / "test.txt")).split_validation().source == "test set"
 
 
 def test_two_views(folder):
