@@ -141,6 +141,7 @@ def run_script(main: Callable[[ConfigParser], dict], description: str, **options
     """Body of every script: parse, run, and turn errors that are the user's to mend into one sentence and a status."""
     try:
         main(parse_command_line(description, **options))
+        distributed.wait_for_all()  # none leaves while another still needs it
     except UserError as error:
         sys.exit(_report(str(error), error.status))
     except KeyboardInterrupt:
