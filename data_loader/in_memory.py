@@ -12,9 +12,8 @@ from data_loader.class_profiles import check_distributions, draw_distributions, 
 from data_loader.datasets import ImageSet
 from data_loader.samplers import batch_slices, epoch_order, process_share
 from data_loader.transforms import CropFlipRotate, ViewAugmentation, normalise
-from utils.seed import epoch_generator
+from utils.seed import TRAINING, VIEWS, epoch_generator
 
-TRAINING, VIEWS = 0, 1  # random streams
 EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}  # what fits the cache; what fills the GPU
 
 

@@ -16,9 +16,8 @@ from data_loader.samplers import balanced_order, batch_slices, epoch_order, proc
 from data_loader.transforms import normalise
 from utils.errors import UserError
 from utils.logger import get_logger
-from utils.seed import epoch_generator
+from utils.seed import TRAINING, VIEWS, epoch_generator
 
-TRAINING, VIEWS = 0, 1  # random streams
 EVALUATION_BATCH = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -10,9 +10,7 @@ from base.base_data_loader import BaseDataLoader
 from trainer.aggregator import Aggregator
 from trainer.evaluator import RowBuffer, network_logits
 from utils.logger import get_logger, progress
-from utils.seed import epoch_generator
-
-SHUFFLE = 2  # random stream
+from utils.seed import SHUFFLE, epoch_generator
 
 
 def two_view_logits(network: nn.Module, loader: BaseDataLoader, rows: np.ndarray, draw: int,

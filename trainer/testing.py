@@ -80,8 +80,8 @@ def evaluate(config: ConfigParser, job: str, names: Sequence[str] | None = None)
     Returns:
         The content of results.json.
     """
-    folder = results_folder(config, job)
     subject = open_subject(config)
+    folder = results_folder(config, job)
     distributions = subject.loader.test_distributions() if names != BALANCED else None
     scorer = subject.scorer()
     if distributions is None:
@@ -101,9 +101,9 @@ def train_at_test_time(config: ConfigParser, job: str) -> dict:
         The content of results.json.
     """
     settings = config["aggregator"]
-    folder = results_folder(config, job)
     subject = open_subject(config)
     make_aggregator = aggregator_factory(config, subject.num_experts)
+    folder = results_folder(config, job)
     scorer, distributions = subject.scorer(), subject.loader.test_distributions()
     aggregators = fit_aggregators(subject.network, subject.loader, distributions, make_aggregator,
                                   config.get("seed", 1), subject.device)
@@ -145,16 +145,16 @@ def predict_folder(config: ConfigParser, folder: Path) -> dict:
         folder: images at any depth.
 
     Returns:
-        {"weights": [E], "images": N, "learning": ..., "files": [...]}.
+        The content of weights.json: "weights" [E], "images", "folder", "checkpoint", "aggregator", "learning".
     """
     settings = config["aggregator"]
-    output = results_folder(config, "predict")
     subject = open_subject(config)
     if not isinstance(subject.loader, ListDataLoader):
         raise UserError(f"{config['data_loader']['type']} reads no image files: predicting a folder needs a checkpoint "
                         "that was trained through ListDataLoader or a published list data set.")
     make_aggregator = aggregator_factory(config, subject.num_experts)
     images = list_folder(folder)
+    output = results_folder(config, "predict")
     subject.loader.replace_test_images(images)
     logits = expert_logits(subject.network, subject.loader.test_batches(), subject.device, "images")
     rows = {"folder": np.arange(len(images))}
@@ -166,7 +166,7 @@ def predict_folder(config: ConfigParser, folder: Path) -> dict:
     results = {"weights": aggregator.weights.tolist(), "images": len(images), "folder": str(folder),
                "checkpoint": subject.checkpoint, "aggregator": settings, "learning": aggregator.report()}
     write_atomically(output / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
-    write_atomically(output / "weights.json", (json.dumps(results, indent=2) + "\n").encode())
+    write_atomically(output / "weights.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     weights = ", ".join(f"{w:.2f}" for w in results["weights"])
     get_logger().info(f"{len(images)} images, expert weights {weights}. Most frequent classes:\n"
                       f"{table['class'].value_counts().head(5).to_string(header=False)}\n"
@@ -175,10 +175,12 @@ def predict_folder(config: ConfigParser, folder: Path) -> dict:
 
 
 def results_folder(config: ConfigParser, job: str) -> Path:
-    """Folder of a job's results, created: `--output`, or results/CHECKPOINT/JOB beside the checkpoint."""
+    """Folder of a job's results: `--output`, or results/CHECKPOINT/JOB beside the checkpoint.
+
+    It is created once config and checkpoint are known to be right, and before anything is computed that could be lost.
+    """
     checkpoint = Path(config.resume)
     folder = config.output or checkpoint.parent / "results" / checkpoint.stem / job
-    load_checkpoint(checkpoint)  # a missing or broken one is named before a folder is made for it
     make_folder(folder)
     return folder
 

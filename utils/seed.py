@@ -5,6 +5,8 @@ import random
 import numpy as np
 import torch
 
+TRAINING, VIEWS, SHUFFLE = 0, 1, 2  # streams: order and augmentation, test-time views, order of test-time updates
+
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (all devices). Called by scripts, never on import."""
@@ -20,7 +22,7 @@ def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
     Args:
         seed: the run's seed.
         epoch: epoch or pass number.
-        stream: separates independent uses of the same epoch (0 training images, 1 test-time views, ...).
+        stream: separates independent uses of the same epoch, TRAINING, VIEWS or SHUFFLE.
     """
     mixed = np.random.SeedSequence([seed, epoch, stream]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(mixed[0]) << 32 | int(mixed[1]))
