@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CrossEntropyLoss", "DiverseExpertLoss"]
+__all__ = ["BalancedSoftmaxLoss", "CrossEntropyLoss", "DiverseExpertLoss", "FocalLoss", "LDAMLoss", "RIDELoss"]
 
 EPSILON = 1e-9
 
@@ -69,6 +69,40 @@ def class_balanced_weights(cls_num_list: Sequence[int], beta: float = 0.9999) ->
     return (weights / weights.mean()).float()
 
 
+def ldam_margins(cls_num_list: Sequence[int], max_m: float = 0.5) -> Tensor:
+    """n_c^(-1/4), scaled so that the rarest class has max_m: [C] (LDAM, Cao et al., NeurIPS 2019, arXiv 1906.07413)."""
+    margins = torch.as_tensor(cls_num_list, dtype=torch.float64) ** -0.25
+    return (margins * (max_m / margins.max())).float()
+
+
+def ldam_logits(logits: Tensor, target: Tensor, margins: Tensor) -> Tensor:
+    """Logits [B, C] with the true class's lowered by its margin (in logits, so s * m_c): [B, C]."""
+    return logits - F.one_hot(target, logits.shape[1]) * margins
+
+
+def focal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
+    """Mean of (1 - p_y)^gamma * -log p_y. [B, C], [B] -> scalar (Lin et al., ICCV 2017, arXiv 1708.02002, eq. 4)."""
+    loss = F.cross_entropy(logits, target, reduction="none")
+    return ((1 - torch.exp(-loss)) ** gamma * loss).mean()
+
+
+def expert_diversity(logits: Tensor, mean_logits: Tensor, temperature: Tensor) -> Tensor:
+    """Sum over the experts of T_mean^2 * KL(softmax(mean / T) || softmax(v_e / T)), mean over the batch.
+
+    RIDE, arXiv 2010.01809; as in its release, each expert is held against the mean of all, through which no gradient
+    passes.
+
+    Args:
+        logits: [B, E, C].
+        mean_logits: [B, C].
+        temperature: T, one for each class, [C].
+    """
+    mean = F.softmax(mean_logits.detach() / temperature, dim=1)
+    divergences = [F.kl_div(F.log_softmax(expert / temperature, dim=1), mean, reduction="batchmean")
+                   for expert in logits.unbind(1)]
+    return temperature.mean() ** 2 * sum(divergences)
+
+
 class CrossEntropyLoss(nn.Module):
     """Cross entropy of the mean logits ("Softmax" baseline).
 
@@ -105,3 +139,124 @@ class DiverseExpertLoss(nn.Module):
         if "logits" not in output:
             return F.cross_entropy(output["output"], target)
         return diverse_expert_loss(output["logits"], target, self.prior, self.inverse_prior, self.tau)
+
+
+class BalancedSoftmaxLoss(nn.Module):
+    """Cross entropy of the mean logits plus the log prior (Ren et al., NeurIPS 2020, arXiv 2007.10740, equation 3).
+
+    Args:
+        cls_num_list: training images per class.
+    """
+
+    def __init__(self, cls_num_list: Sequence[int]):
+        super().__init__()
+        self.register_buffer("log_prior", torch.log(class_prior(cls_num_list) + EPSILON))
+
+    def forward(self, output: dict[str, Tensor], target: Tensor) -> Tensor:
+        """output["output"] [B, C], target [B] -> scalar."""
+        return F.cross_entropy(output["output"] + self.log_prior, target)
+
+
+class FocalLoss(nn.Module):
+    """Focal loss of the mean logits (see `focal_loss`).
+
+    Args:
+        cls_num_list: training images per class; only their number is of use.
+        gamma: how much less well-classified images count; 0 is cross entropy.
+    """
+
+    def __init__(self, cls_num_list: Sequence[int], gamma: float = 1.0):
+        super().__init__()
+        if gamma < 0:
+            raise ValueError(f"gamma must be at least 0, not {gamma}")
+        self.gamma = gamma
+
+    def forward(self, output: dict[str, Tensor], target: Tensor) -> Tensor:
+        """output["output"] [B, C], target [B] -> scalar."""
+        return focal_loss(output["output"], target, self.gamma)
+
+
+class ReweightedLoss(nn.Module):
+    """A loss that weighs the classes by `class_balanced_weights` late in training (DRW, arXiv 1906.07413).
+
+    Args:
+        cls_num_list: training images per class.
+        reweight_epoch: whole epochs before the weights are used, counted like the steps of the schedule; -1 never.
+    """
+
+    def __init__(self, cls_num_list: Sequence[int], reweight_epoch: int):
+        super().__init__()
+        self.reweight_epoch, self.reweighting = reweight_epoch, False
+        self.register_buffer("balanced_weights", class_balanced_weights(cls_num_list))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, counted from 1."""
+        self.reweighting = 0 <= self.reweight_epoch < epoch
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """Weights of the classes in this epoch, [C]; None for equal ones."""
+        return self.balanced_weights if self.reweighting else None
+
+
+class LDAMLoss(ReweightedLoss):
+    """Cross entropy of the mean logits with class-dependent margins (see `ldam_margins`).
+
+    Args:
+        cls_num_list: training images per class.
+        max_m: the rarest class's margin, in cosines.
+        s: scale of the logits (30 in the cosine classifier).
+        reweight_epoch: see ReweightedLoss.
+    """
+
+    def __init__(self, cls_num_list: Sequence[int], max_m: float = 0.5, s: float = 30.0, reweight_epoch: int = -1):
+        super().__init__(cls_num_list, reweight_epoch)
+        self.register_buffer("margins", s * ldam_margins(cls_num_list, max_m))
+
+    def forward(self, output: dict[str, Tensor], target: Tensor) -> Tensor:
+        """output["output"] [B, C], target [B] -> scalar."""
+        return F.cross_entropy(ldam_logits(output["output"], target, self.margins), target, self.class_weights)
+
+
+class RIDELoss(ReweightedLoss):
+    """RIDE's loss (arXiv 2010.01809): every expert has an LDAM loss of its own, and experts are kept apart.
+
+    Sum over the experts of the LDAM loss, plus additional_diversity_factor times `expert_diversity`; a negative factor
+    rewards experts that differ from their mean. From `reweight_epoch` on the classes are weighed, and rare classes have
+    lower temperatures in the diversity term: T_c = base_diversity_temperature * w_c with
+    w_c = (C * pi_c * reweight_factor + 1 - reweight_factor) / max over c.
+
+    Args:
+        cls_num_list: training images per class.
+        base_diversity_temperature: temperature of the diversity term.
+        max_m: the rarest class's margin, in cosines.
+        s: scale of the logits (30 in the cosine classifier).
+        reweight: weigh classes at all.
+        reweight_epoch: see ReweightedLoss.
+        base_loss_factor: factor of the LDAM losses.
+        additional_diversity_factor: factor of the diversity term.
+        reweight_factor: how much the class frequencies move the temperatures, 0 to 1.
+    """
+
+    def __init__(self, cls_num_list: Sequence[int], base_diversity_temperature: float = 1.0, max_m: float = 0.5,
+                 s: float = 30.0, reweight: bool = True, reweight_epoch: int = -1, base_loss_factor: float = 1.0,
+                 additional_diversity_factor: float = -0.2, reweight_factor: float = 0.05):
+        super().__init__(cls_num_list, reweight_epoch if reweight else -1)
+        self.base_loss_factor, self.diversity_factor = base_loss_factor, additional_diversity_factor
+        self.register_buffer("margins", s * ldam_margins(cls_num_list, max_m))
+        frequency = class_prior(cls_num_list) * len(cls_num_list)  # 1 for a class of mean size
+        spread = frequency * reweight_factor + 1 - reweight_factor  # C * pi_c * factor + 1 - factor
+        temperature = torch.full_like(spread, base_diversity_temperature)
+        self.register_buffer("early_temperature", temperature)
+        self.register_buffer("late_temperature", temperature * spread / spread.max())
+
+    def forward(self, output: dict[str, Tensor], target: Tensor) -> Tensor:
+        """output["logits"] [B, E, C], target [B] -> scalar. Without per-expert logits: cross entropy of the mean."""
+        if "logits" not in output:
+            return F.cross_entropy(output["output"], target)
+        logits = output["logits"]
+        ldam = sum(F.cross_entropy(ldam_logits(expert, target, self.margins), target, self.class_weights)
+                   for expert in logits.unbind(1))
+        temperature = self.late_temperature if self.reweighting else self.early_temperature
+        diversity = expert_diversity(logits, output["output"], temperature)
+        return self.base_loss_factor * ldam + self.diversity_factor * diversity

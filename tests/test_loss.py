@@ -1,10 +1,25 @@
+import ast
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, golden_json
 
-from model.loss import CrossEntropyLoss, DiverseExpertLoss, class_prior, expert_log_priors, inverse_prior
+from model.loss import (
+    BalancedSoftmaxLoss,
+    CrossEntropyLoss,
+    DiverseExpertLoss,
+    FocalLoss,
+    LDAMLoss,
+    RIDELoss,
+    class_balanced_weights,
+    class_prior,
+    expert_diversity,
+    expert_log_priors,
+    inverse_prior,
+    ldam_margins,
+)
 
 VALUES = golden_json("losses.json")
 COUNTS = VALUES["cls_num_list"]
@@ -27,6 +42,94 @@ def test_diverse_expert_loss_is_the_references(batch, tau):
 def test_cross_entropy_is_the_references(batch, reweight):
     expected = VALUES["values"]["CrossEntropyLoss" + ("(reweight_CE=True)" if reweight else "")]
     assert CrossEntropyLoss(COUNTS, reweight_CE=reweight)(*batch).item() == pytest.approx(expected, rel=1e-6)
+
+
+def golden(prefix: str) -> list[str]:
+    return [name for name in VALUES["values"] if name.startswith(prefix)]
+
+
+@pytest.mark.parametrize("name", golden("RIDELoss"))
+def test_ride_loss_is_the_references(batch, name):
+    arguments, epoch = name.removeprefix("RIDELoss(").split(") epoch ")
+    loss = RIDELoss(COUNTS, **ast.literal_eval(arguments))
+    loss.set_epoch(int(epoch))
+    assert loss(*batch).item() == pytest.approx(VALUES["values"][name], rel=1e-6)
+
+
+@pytest.mark.parametrize("epoch", [1, 161])
+def test_ldam_loss_is_the_references(batch, epoch):
+    loss = LDAMLoss(COUNTS, reweight_epoch=160)
+    loss.set_epoch(epoch)
+    expected = VALUES["values"][f"LDAMLoss(reweight_epoch=160) epoch {epoch}"]
+    assert loss(*batch).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_focal_loss_is_the_references(batch):
+    assert FocalLoss(COUNTS, gamma=1.0)(*batch).item() == \
+        pytest.approx(VALUES["values"]["FocalLoss(gamma=1.0)"], rel=1e-6)
+
+
+def test_every_golden_loss_value_is_tested():
+    tested = [*golden("DiverseExpertLoss"), *golden("RIDELoss"), *golden("LDAMLoss"), *golden("CrossEntropyLoss"),
+              *golden("FocalLoss")]
+    assert sorted(tested) == sorted(VALUES["values"]) and len(tested) == 15
+
+
+def test_focal_loss_without_focus_is_cross_entropy(batch):
+    torch.testing.assert_close(FocalLoss(COUNTS, gamma=0)(*batch), CrossEntropyLoss(COUNTS)(*batch))
+
+
+def test_balanced_softmax_carries_the_prior(batch):
+    output, target = batch
+    prior = torch.tensor(COUNTS) / sum(COUNTS)
+    scores = output["output"].exp() * prior
+    expected = -torch.log(scores[range(16), target] / scores.sum(dim=1)).mean()
+    torch.testing.assert_close(BalancedSoftmaxLoss(COUNTS)(output, target), expected)
+
+
+@pytest.mark.parametrize("loss", [LDAMLoss, RIDELoss])
+def test_reweighting_begins_where_the_schedule_steps(batch, loss):
+    """Steps are counted in whole epochs: with 160, epoch 161 (counted from 1) is the first."""
+    criterion, values = loss(COUNTS, reweight_epoch=160), {}
+    for epoch in (1, 160, 161, 200, 5):  # going back undoes it
+        criterion.set_epoch(epoch)
+        values[epoch] = criterion(*batch).item()
+    assert values[1] == values[160] == values[5] != values[161] == values[200]
+    never = loss(COUNTS)
+    never.set_epoch(10**6)
+    assert never(*batch).item() == values[1]
+
+
+def test_margins_and_weights_favour_rare_classes():
+    margins, weights = ldam_margins(COUNTS), class_balanced_weights(COUNTS)
+    assert float(margins.max()) == float(margins[-1]) == 0.5
+    assert bool((margins.diff() >= 0).all()) and bool((weights.diff() >= 0).all())
+    assert float(weights.mean()) == pytest.approx(1)
+
+
+def test_diversity_passes_no_gradient_through_the_mean():
+    logits = torch.randn(4, 3, 10, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    mean = logits.mean(dim=1)
+    mean.retain_grad()
+    expert_diversity(logits, mean, torch.ones(10)).backward()
+    assert mean.grad is None and bool((logits.grad != 0).any())
+    same = torch.randn(4, 1, 10).expand(4, 3, 10)
+    assert float(expert_diversity(same, same.mean(dim=1), torch.ones(10))) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [RIDELoss, LDAMLoss, FocalLoss, BalancedSoftmaxLoss, CrossEntropyLoss])
+@pytest.mark.parametrize("experts", [1, 3, 5])
+def test_every_loss_trains_every_expert(loss, experts):
+    logits, target = torch.randn(6, experts, 10, requires_grad=True), torch.arange(6)
+    loss(COUNTS)({"logits": logits, "output": logits.mean(1)}, target).backward()
+    assert bool((logits.grad.abs().sum(dim=(0, 2)) > 0).all())
+
+
+@pytest.mark.parametrize("loss", [RIDELoss, DiverseExpertLoss])
+def test_validation_on_the_mean_logits_is_cross_entropy(batch, loss):
+    output, target = batch
+    torch.testing.assert_close(loss(COUNTS)({"output": output["output"]}, target),
+                               F.cross_entropy(output["output"], target))
 
 
 def test_inverse_prior_is_the_references():
@@ -65,12 +168,6 @@ def test_one_expert_is_the_softmax_baseline(batch):
     logits = batch[0]["logits"][:, :1]
     loss = DiverseExpertLoss(COUNTS)({"logits": logits, "output": logits[:, 0]}, batch[1])
     torch.testing.assert_close(loss, F.cross_entropy(logits[:, 0], batch[1]))
-
-
-def test_without_expert_logits_it_is_cross_entropy(batch):
-    output, target = batch
-    loss = DiverseExpertLoss(COUNTS)({"output": output["output"]}, target)
-    torch.testing.assert_close(loss, F.cross_entropy(output["output"], target))
 
 
 def test_priors_follow_the_module():
