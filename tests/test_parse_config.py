@@ -19,7 +19,7 @@ def config() -> dict:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_builds_what_it_names(path):
+def test_every_config_builds_what_it_names_and_trains_a_step(path):
     config = make_config(read_json(path))
     if "data_loader" not in config:
         counts = []  # the checkpoint's
@@ -29,11 +29,29 @@ def test_every_config_builds_what_it_names(path):
         counts = config.build("data_loader").cls_num_list
     if "arch" in config:
         network = build_model(config, len(counts), torch.device("cpu"))
-        config.build("loss", cls_num_list=counts)
-        config.build("lr_scheduler", config.build("optimizer", parameter_groups(config, network)))
+        criterion = config.build("loss", cls_num_list=counts)
+        optimizer = config.build("optimizer", parameter_groups(config, network))
+        config.build("lr_scheduler", optimizer)
         config.build("trainer")
+        size = 32 if config["arch"]["type"] == "ResNet32Model" else 64
+        criterion(network(torch.randn(2, 3, size, size)), torch.tensor([0, len(counts) - 1])).backward()
+        assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in network.parameters())
+        before = network.backbone.conv1.weight.detach().clone()
+        optimizer.step()
+        assert not torch.equal(before, network.backbone.conv1.weight)
     else:
         config.build("aggregator", num_experts=3, make_optimizer=lambda p: config.build("optimizer", p))
+
+
+@pytest.mark.parametrize("data", ["cifar100_ir100", "cifar100_ir50", "cifar100_ir10", "cifar10_ir100", "cifar10_ir10",
+                                  "imagenet_lt_resnext50", "iNaturalist_resnet50", "places_lt_resnet152"])
+def test_methods_share_data_and_network_family(data):
+    tade, ride, softmax = (read_json(ROOT / "configs" / f"config_{data}_{m}.json") for m in ("tade", "ride", "softmax"))
+    assert tade["data_loader"]["type"] == ride["data_loader"]["type"] == softmax["data_loader"]["type"]
+    assert tade["arch"]["type"] == ride["arch"]["type"] == softmax["arch"]["type"]
+    assert [c["loss"]["type"] for c in (tade, ride, softmax)] == ["DiverseExpertLoss", "RIDELoss", "CrossEntropyLoss"]
+    assert softmax["optimizer"] == tade["optimizer"] and softmax["lr_scheduler"] == tade["lr_scheduler"]
+    assert softmax["arch"]["args"]["num_experts"] == 1 and not softmax["arch"]["args"]["use_norm"]
 
 
 @pytest.mark.parametrize(("path", "value", "message"), [
