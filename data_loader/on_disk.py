@@ -1,5 +1,6 @@
 """Data loaders for large images: list files, decoding and augmentation in worker processes."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class ListDataLoader(BaseDataLoader):
         distributions: test distributions, drawn from the test list: "forward50", "uniform", "backward2", ...
         color_jitter: brightness, contrast and saturation jitter in training; 0 for none.
         shuffle: visit training images in random order.
-        num_workers: worker processes that decode and augment.
+        num_workers: worker processes that decode and augment, one for each usable core at most.
         balanced: draw classes, not images, at random.
         retain_epoch_size: with `balanced`, an epoch has as many draws as there are images; else C times those of the
             largest class.
@@ -171,8 +172,9 @@ class ListDataLoader(BaseDataLoader):
                 yield self._prepare(pictures[0]), targets.to(self.device, non_blocking=True)
 
     def _data_loader(self, dataset: ListDataset, batches, persistent: bool = False) -> DataLoader:
-        workers = {"persistent_workers": persistent, "prefetch_factor": 4} if self.num_workers else {}
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=self.num_workers,
+        count = min(self.num_workers, usable_cores())
+        workers = {"persistent_workers": persistent, "prefetch_factor": 4} if count else {}
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=count,
                           pin_memory=self.device.type == "cuda", generator=torch.Generator(), **workers)
 
     def _prepare(self, pictures: Tensor) -> Tensor:
@@ -211,6 +213,11 @@ class ListDataLoader(BaseDataLoader):
         seeds = np.array(_seeds(len(self.test_images), epoch_generator(self.seed, draw, VIEWS)))[rows].tolist()
         pipelines = [image_transforms.view(self.image_size, self.smallest_view)] * 2
         return self._evaluation(self.test_images, pipelines, rows, seeds, "two views of test images")
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _seeds(count: int, generator: torch.Generator) -> list[int]:
