@@ -1,5 +1,6 @@
 """The frame of a training run: epochs, monitoring, checkpoints, resuming. What an epoch does is for subclasses."""
 
+import time
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class BaseTrainer(ABC):
         mode, _, self.monitored = options.monitor.partition(" ")
         self.sign = -1 if mode == "min" else 1
         self.start_epoch, self.best, self.best_epoch, self.checks_since_best = 1, None, None, 0
+        self.seconds = 0.0  # spent on the epochs so far, in all sittings
 
     @abstractmethod
     def monitorable(self) -> list[str]:
@@ -123,6 +125,7 @@ class BaseTrainer(ABC):
                 "best": str(best) if self.best_epoch and best.exists() else None, "best_epoch": self.best_epoch}
 
     def _one_epoch(self, epoch: int) -> dict:
+        start = time.perf_counter()
         values = {"epoch": epoch, **self.train_epoch(epoch)}
         validated = epoch % self.options.valid_period == 0 or epoch == self.options.epochs
         if validated:
@@ -132,6 +135,7 @@ class BaseTrainer(ABC):
         self.logger.info("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
                                    for k, v in values.items() if v is not None))
         improved = self._improved(values, epoch) if validated else False
+        self.seconds += time.perf_counter() - start
         if distributed.is_main():
             try:
                 self._save(epoch, improved)
@@ -174,7 +178,7 @@ class BaseTrainer(ABC):
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict(), "random": random_states,
                 "epoch": epoch, "best": self.best, "best_epoch": self.best_epoch,
-                "checks_since_best": self.checks_since_best, **self.extra_state}
+                "checks_since_best": self.checks_since_best, "seconds": self.seconds, **self.extra_state}
 
     def resume(self, checkpoint: dict, path: Path) -> None:
         """Take up where a checkpoint of this project left off.
@@ -199,7 +203,7 @@ class BaseTrainer(ABC):
         torch.set_rng_state(checkpoint["random"]["torch"])
         if torch.cuda.is_available() and len(checkpoint["random"].get("cuda", [])) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
-        self.start_epoch = checkpoint["epoch"] + 1
+        self.start_epoch, self.seconds = checkpoint["epoch"] + 1, checkpoint.get("seconds", 0.0)
         if (self.run_dir / "model_best.pth").exists():  # a run in a folder of its own has no best one yet
             self.best, self.best_epoch = checkpoint["best"], checkpoint["best_epoch"]
             self.checks_since_best = checkpoint.get("checks_since_best", 0)

@@ -66,7 +66,9 @@ def make_folder(folder: Path) -> None:
 
 
 def write_results(folder: Path, results: Mapping) -> list[Path]:
-    """Write results.json, results.csv, results.md, and accuracy.png and weights.png where there is what to plot.
+    """Write results.csv, results.md, accuracy.png and weights.png where there is what to plot, and results.json.
+
+    results.json comes last: where it is, everything is.
 
     Returns:
         The files, in that order.
@@ -80,20 +82,19 @@ def write_results(folder: Path, results: Mapping) -> list[Path]:
     heading = (f"{results['protocol']}\n\nCheckpoint {checkpoint['path']}, epoch {checkpoint['epoch']} "
                f"({checkpoint['selected_by']}), SHA-256 {checkpoint['sha256']}, seed {results['seed']}. "
                "Accuracy in percent.\n\n")
-    contents = {
-        "results.json": json.dumps(results, indent=2, allow_nan=False) + "\n",
-        "results.csv": table.to_csv(),
-        "results.md": heading + markdown_table(table),
-    }
-    for name, text in contents.items():
-        write_atomically(folder / name, text.encode())
-    files = [folder / name for name in contents]
-    for name, figure in figures(table).items():
-        files.append(folder / f"{name}.png")
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=120)
-        write_atomically(files[-1], picture.getvalue())
-    return files
+    contents = {"results.csv": table.to_csv().encode(), "results.md": (heading + markdown_table(table)).encode()}
+    contents |= {f"{name}.png": png(figure) for name, figure in figures(table).items()}
+    contents["results.json"] = (json.dumps(results, indent=2, allow_nan=False) + "\n").encode()
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def png(figure) -> bytes:
+    """A Matplotlib figure as a PNG file."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    return picture.getvalue()
 
 
 def figures(table: pd.DataFrame) -> dict:

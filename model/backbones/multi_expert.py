@@ -43,6 +43,10 @@ class MultiExpertBackbone(nn.Module):
         """The part of one expert, counted from 0."""
         return getattr(self, name) if self.num_experts == 1 else getattr(self, name + "s")[expert]
 
+    def expert_modules(self, expert: int) -> list[nn.Module]:
+        """All parts of one expert, counted from 0, classifier last."""
+        return [self.expert_part(name, expert) for name in self._parts]
+
     def stem(self, images: Tensor) -> Tensor:
         """The layers all experts share: [B, 3, H, W] -> [B, channels, H', W']."""
         raise NotImplementedError
@@ -53,9 +57,10 @@ class MultiExpertBackbone(nn.Module):
         feats, logits = [], []
         for expert in range(self.num_experts):
             x = shared
-            for name in self._parts[:-1]:
-                x = self.expert_part(name, expert)(x)
+            *stages, classifier = self.expert_modules(expert)
+            for stage in stages:
+                x = stage(x)
             feats.append(x.mean(dim=(2, 3)))  # global average pooling, [B, D]
-            logits.append(self.expert_part("linear", expert)(feats[-1]) * self.scale)
+            logits.append(classifier(feats[-1]) * self.scale)
         logits = torch.stack(logits, dim=1)
         return {"output": logits.mean(dim=1), "logits": logits, "feat": torch.stack(feats, dim=1)}

@@ -1,0 +1,119 @@
+"""Parameters and multiply-adds (MACs) of the networks that configs describe.
+
+  python -m utils.gflops -c configs/config_cifar100_ir100_tade.json [MORE.json ...]
+
+Counted for one image: every convolution and linear layer with its multiply-adds (biases are free), the cosine
+classifier like a linear layer (its two normalisations are free), batch norm with two operations an element. Not
+counted: activations, pooling, shortcuts, the mean over experts. The published figures are made the same way but leave
+the cosine classifier out: "published way" is the total without it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from thop import profile
+from torch import Tensor, nn
+
+from base.base_model import BaseModel
+from model.layers import CosineClassifier
+from trainer.setup import COMPONENTS, make_config
+from utils.errors import UserError
+from utils.parse_config import ConfigParser, read_json
+
+KINDS = {nn.Conv2d: "convolutions", nn.BatchNorm2d: "batch norm", nn.Linear: "classifier",
+         CosineClassifier: "cosine classifier"}
+
+
+def _count_cosine_classifier(layer: CosineClassifier, inputs: tuple[Tensor], cosines: Tensor) -> None:
+    """thop handler: D multiply-adds for each of the B * C cosines."""
+    layer.total_ops += layer.weight.shape[0] * cosines.numel()
+
+
+def _count_batch_norm(layer: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> None:
+    """thop handler: two operations an element, as thop counted when the published figures were made (now four)."""
+    layer.total_ops += 2 * output.numel()
+
+
+def count_macs(network: BaseModel, image_size: int) -> pd.DataFrame:
+    """Cost of one forward pass of one image [3, image_size, image_size], by part of the network.
+
+    Returns:
+        Rows "stem", "expert 1", ..., "total"; columns "parameters" (number), one of multiply-adds (number) for each
+        kind of layer, their sum "MACs", and "published way", the sum without cosine classifiers.
+    """
+    handlers = {CosineClassifier: _count_cosine_classifier, nn.BatchNorm2d: _count_batch_norm}
+    _, _, counted = profile(network, (torch.zeros(1, 3, image_size, image_size),), handlers, verbose=False,
+                            ret_layer_info=True)
+    for module in network.modules():  # thop leaves its counters in containers
+        for counter in ("total_ops", "total_params"):
+            module._buffers.pop(counter, None)
+    experts = {id(module): f"expert {e + 1}" for e in range(network.num_experts)
+               for part in network.backbone.expert_modules(e) for module in part.modules()}
+    parts = ["stem", *(f"expert {e + 1}" for e in range(network.num_experts))]
+    table = pd.DataFrame(0, index=parts, columns=["parameters", *KINDS.values()])
+    for name, module in network.named_modules():
+        part = experts.get(id(module), "stem")
+        table.loc[part, "parameters"] += sum(p.numel() for p in module.parameters(recurse=False))
+        if type(module) in KINDS:
+            table.loc[part, KINDS[type(module)]] += int(_look_up(counted, name))
+    table["MACs"] = table[list(KINDS.values())].sum(axis=1)
+    table["published way"] = table["MACs"] - table["cosine classifier"]
+    table.loc["total"] = table.sum()
+    return table
+
+
+def _look_up(counted: dict, name: str) -> float:
+    """thop's operations of a module, from its nested dict of name -> (operations, parameters, dict of children)."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        counted = counted[parent][2]
+    return counted[last][0]
+
+
+def image_size(config: ConfigParser) -> int:
+    """Side of the images that the config's data loader gives, in pixels, without building it."""
+    loader = COMPONENTS["data_loader"][config["data_loader"]["type"]]
+    return config["data_loader"].get("args", {}).get("image_size", getattr(loader, "size", 224))
+
+
+def cost_of(config: ConfigParser) -> pd.DataFrame:
+    """`count_macs` of the network that a config describes."""
+    return count_macs(config.build("arch"), image_size(config))
+
+
+def format_cost(table: pd.DataFrame) -> str:
+    """Millions of parameters, G multiply-adds."""
+    text = pd.DataFrame({"parameters (M)": table["parameters"].map(lambda n: f"{n / 1e6:.3f}")})
+    for column in table.columns[1:]:
+        if table.loc["total", column]:
+            text[f"{column} (G)"] = table[column].map(lambda n: f"{n / 1e9:.4f}")
+    return text.to_string()
+
+
+def main(paths: list[Path]) -> dict[str, pd.DataFrame]:
+    """Print the cost of each config's network.
+
+    Returns:
+        Config path -> `count_macs` table.
+    """
+    costs = {}
+    for path in paths:
+        config = make_config(read_json(path))
+        costs[str(path)] = cost_of(config)
+        size = image_size(config)
+        print(f"{path}: {config['arch']['type']}, {config['arch']['args']['num_classes']} classes, "
+              f"{size}x{size} pixels\n{format_cost(costs[str(path)])}\n")
+    print(__doc__.split("\n\n")[2])
+    return costs
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-c", "--config", type=Path, nargs="+", required=True, metavar="JSON", help="config files")
+    try:
+        main(parser.parse_args().config)
+    except UserError as error:
+        sys.exit(str(error))
