@@ -43,6 +43,13 @@ def choose_device(request: str | None, n_gpu: int = 1) -> tuple[torch.device, li
     return distributed.start(torch.device("cuda", gpus[0])), [] if distributed.launched_by_torchrun() else gpus
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is, for the record: "cuda:0 (NVIDIA H200)", "cpu (2 threads)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
 def parallel(model: nn.Module, device: torch.device, gpus: list[int]) -> nn.Module:
     """Wrap a network for the processes or GPUs that share its work; itself where it works alone."""
     if distributed.world_size() > 1:

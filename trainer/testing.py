@@ -14,7 +14,7 @@ from base.base_data_loader import BaseDataLoader
 from data_loader.image_lists import list_folder
 from data_loader.on_disk import ListDataLoader
 from trainer.aggregator import Aggregator
-from trainer.devices import choose_device, parallel
+from trainer.devices import choose_device, device_name, parallel
 from trainer.evaluator import DistributionScorer, expert_logits, inference_copy, score_equal_weights
 from trainer.setup import build_loader, build_model
 from trainer.test_time_training import fit_aggregators
@@ -189,7 +189,7 @@ def _finish(config: ConfigParser, job: str, folder: Path, subject: Subject, prot
     """Write and show the results."""
     logger = get_logger()
     results = {"checkpoint": subject.checkpoint, "protocol": protocol, "seed": config.get("seed", 1),
-               "torch": torch.__version__, "device": str(subject.device), "config": config.config,
+               "torch": torch.__version__, "device": device_name(subject.device), "config": config.config,
                "distributions": scores}
     files = write_results(folder, results)
     logger.info(f"\n{protocol}\n{config.resume}, epoch {subject.checkpoint['epoch']} "

@@ -42,10 +42,15 @@ def format_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({column: [cell(column, v) for v in table[column]] for column in table}, index=table.index)
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    text = format_table(table).reset_index()
+def markdown_lines(text: pd.DataFrame, index: str) -> str:
+    """A table of text in Markdown; `index` heads its first column."""
+    text = text.rename_axis(index, axis=0).reset_index()
     lines = [list(text.columns), ["---"] + ["---:"] * (len(text.columns) - 1), *text.values.tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    return markdown_lines(format_table(table), "distribution")
 
 
 def console_table(results: Mapping) -> str:
@@ -116,17 +121,26 @@ def figures(table: pd.DataFrame) -> dict:
     axes.set_title("Accuracy over the test class distributions")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
-    weights = Figure(figsize=(9, 3.5), layout="constrained")
-    below = pd.Series(0.0, index=table.index)
-    bars = weights.subplots()
-    for number, column in enumerate(c for c in table if c.startswith("w")):
-        bars.bar(names, table[column], bottom=below, color=f"C{number}", label=f"expert {number + 1}")
-        below = below + table[column]
+    axes.tick_params(axis="x", rotation=30)
+    axes.spines[["top", "right"]].set_visible(False)
+    weights = table[[column for column in table if column.startswith("w")]]
+    return {"accuracy": accuracy, "weights": weights_figure(weights, "How the experts are weighed")}
+
+
+def weights_figure(weights: pd.DataFrame, title: str):
+    """Stacked bars of expert weights: a row a distribution, a column an expert."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    bars = figure.subplots()
+    below = pd.Series(0.0, index=weights.index)
+    for number, column in enumerate(weights):
+        bars.bar(list(weights.index), weights[column], bottom=below, color=f"C{number}", label=f"expert {number + 1}")
+        below = below + weights[column]
     bars.set_ylim(0, 1)
     bars.set_ylabel("expert weights")
-    bars.set_title("How the experts are weighed")
+    bars.set_title(title)
     bars.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    for axes in (axes, bars):
-        axes.tick_params(axis="x", rotation=30)
-        axes.spines[["top", "right"]].set_visible(False)
-    return {"accuracy": accuracy, "weights": weights}
+    bars.tick_params(axis="x", rotation=30)
+    bars.spines[["top", "right"]].set_visible(False)
+    return figure

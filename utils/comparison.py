@@ -1,0 +1,192 @@
+"""Methods side by side: mean and standard deviation over seeds, as tables and plots."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from utils.checkpoint import write_atomically
+from utils.report import markdown_lines, png, weights_figure
+
+NAMES = {"softmax": "Softmax", "ride": "RIDE", "tade": "TADE"}
+GROUPS = ("many", "medium", "few")
+PUBLISHED = Path(__file__).resolve().parents[1] / "benchmarks" / "published.json"
+
+
+def display_name(method: str) -> str:
+    return NAMES.get(method, method)
+
+
+def records(results: Mapping, *, data: str, method: str, seed: int, checkpoint: str, learned: bool,
+            weighed: bool) -> list[dict]:
+    """One record for each distribution of a results.json.
+
+    Args:
+        results: content of results.json.
+        data, method, seed, checkpoint: where it comes from.
+        learned: the weights were learned at test time.
+        weighed: the method has both ways of weighing.
+    """
+    name = display_name(method)
+    label = name if not weighed else f"{name}, test-time training" if learned else f"{name}, equal weights"
+    return [{"data": data, "row": label, "method": method, "seed": seed, "checkpoint": checkpoint,
+             "epoch": results["checkpoint"]["epoch"], "distribution": distribution,
+             **{key: entry[key] for key in ("images", "top1", *GROUPS)},
+             **{f"w{e + 1}": weight for e, weight in enumerate(entry["weights"])}}
+            for distribution, entry in results["distributions"].items()]
+
+
+def mean_and_deviation(values: pd.Series) -> str:
+    """"49.8", or "49.8 ± 0.2" (standard deviation over seeds, n - 1) for several; "-" for none."""
+    values = values.dropna()
+    if values.empty:
+        return "-"
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+
+
+def accuracy_table(frame: pd.DataFrame, value: str = "top1") -> pd.DataFrame:
+    """Rows of the published tables, one column a distribution, as text.
+
+    Args:
+        frame: records of one data set and checkpoint.
+        value: "top1", "many", "medium" or "few".
+    """
+    rows, columns = frame["row"].unique(), frame["distribution"].unique()
+    table = frame.groupby(["row", "distribution"], sort=False)[value].agg(mean_and_deviation).unstack()
+    return table.reindex(index=rows, columns=columns).fillna("-")
+
+
+def cost_table(runs: Sequence[Mapping], totals: Mapping[tuple[str, str], pd.Series]) -> pd.DataFrame:
+    """Cost of each data set and method, as text.
+
+    Args:
+        runs: of each run "data", "method", "epochs", "seconds" of training (or None), "device", "torch".
+        totals: (data, method) -> row "total" of utils.gflops.count_macs.
+    """
+    frame = pd.DataFrame(runs)
+    rows = {}
+    for (data, method), group in frame.groupby(["data", "method"], sort=False):
+        seconds = group["seconds"].dropna()
+        rows[data, method] = {
+            "data": data, "method": display_name(method),
+            "parameters (M)": f"{totals[data, method]['parameters'] / 1e6:.2f}",
+            "MACs (G)": f"{totals[data, method]['MACs'] / 1e9:.4f}", "seeds": str(len(group)),
+            "epochs": ", ".join(map(str, sorted(set(group["epochs"])))),
+            "training (min)": f"{seconds.mean() / 60:.1f}" if len(seconds) else "-",
+            "device": ", ".join(sorted(set(group["device"]))), "torch": ", ".join(sorted(set(group["torch"])))}
+    return pd.DataFrame(rows.values())
+
+
+def accuracy_figure(frame: pd.DataFrame, title: str):
+    """Accuracy over the distributions, a line a row; a band is one standard deviation over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    names = list(frame["distribution"].unique())
+    for number, (row, group) in enumerate(frame.groupby("row", sort=False)):
+        by = group.groupby("distribution", sort=False)["top1"]
+        mean, spread = by.mean().reindex(names), by.std().reindex(names).fillna(0)
+        axes.plot(names, mean, color=f"C{number}", marker="o", label=row)
+        axes.fill_between(names, mean - spread, mean + spread, color=f"C{number}", alpha=0.2)
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_title(title)
+    axes.tick_params(axis="x", rotation=30)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def groups_figure(frame: pd.DataFrame, title: str):
+    """Bars of many-, medium- and few-shot accuracy on the balanced test set."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    balanced = frame[frame["distribution"] == "uniform"].groupby("row", sort=False)[list(GROUPS)]
+    mean, spread = balanced.mean(), balanced.std().fillna(0)
+    width = 0.8 / len(mean)
+    for number, row in enumerate(mean.index):
+        places = [place + (number - (len(mean) - 1) / 2) * width for place in range(len(GROUPS))]
+        axes.bar(places, mean.loc[row].fillna(0), width, yerr=spread.loc[row], label=row)
+    axes.set_xticks(range(len(GROUPS)), [f"{group}-shot" for group in GROUPS])
+    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_title(title)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def figures_of(frame: pd.DataFrame, data: str) -> dict:
+    """Plots of one data set's last epochs: "accuracy", "groups" and, where weights were learned, "weights"."""
+    figures = {"accuracy": accuracy_figure(frame, f"{data}: accuracy over the test class distributions")}
+    if "uniform" in set(frame["distribution"]):
+        figures["groups"] = groups_figure(frame, f"{data}: balanced test set")
+    learned = frame[frame["row"].str.endswith("test-time training")]
+    if len(learned):
+        weights = [column for column in frame if column.startswith("w") and column[1:].isdigit()]
+        mean = learned.groupby("distribution", sort=False)[weights].mean().dropna(axis=1)
+        figures["weights"] = weights_figure(mean, f"{data}: learned expert weights, mean over seeds")
+    return figures
+
+
+def published_table(data: str) -> pd.DataFrame | None:
+    """The published figures of a data set, as text."""
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))["top1"].get(data)
+    if not published:
+        return None
+    table = pd.DataFrame.from_dict(published, orient="index")
+    return table.map(lambda value: "-" if pd.isna(value) else f"{value:.1f}")
+
+
+def commit() -> str:
+    """The commit of the code, "-dirty" if changed since; "unknown" outside a git checkout."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PUBLISHED.parent, capture_output=True,
+                              text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def write_comparison(output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, command: str,
+                     commands: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """Write results.csv (every number), report.md and the plots.
+
+    Args:
+        output: folder.
+        rows: `records` of all runs.
+        cost: `cost_table`.
+        command: what was typed, for the record.
+        commands: (data, method) -> the same by hand, for one seed.
+
+    Returns:
+        The report.
+    """
+    frame = pd.DataFrame(rows)
+    parts = []
+    for data, of_data in frame.groupby("data", sort=False):
+        for checkpoint, group in of_data.groupby("checkpoint", sort=False):
+            seeds = ", ".join(map(str, sorted(set(group["seed"]))))
+            parts += [f"## {data}, {checkpoint}", f"Top-1 in percent; mean ± standard deviation over seeds {seeds}.",
+                      markdown_lines(accuracy_table(group), "method")]
+            if "uniform" in set(group["distribution"]):
+                balanced = group[group["distribution"] == "uniform"]
+                shots = pd.concat([accuracy_table(balanced, g).set_axis([f"{g}-shot"], axis=1) for g in GROUPS], axis=1)
+                parts += ["On the balanced test set:", markdown_lines(shots, "method")]
+        if (published := published_table(data)) is not None:
+            parts += [f"## {data}, published", "Full schedule, as in the paper (TADE with test-time training).",
+                      markdown_lines(published, "method")]
+        for name, figure in figures_of(of_data[of_data["checkpoint"] == "last epoch"], data).items():
+            write_atomically(output / f"{data}_{name}.png", png(figure))
+            parts.append(f"![{name}]({data}_{name}.png)")
+    by_hand = "\n".join(line for lines in commands.values() for line in lines)
+    parts = [f"# Comparison\n\n`{command}`, commit {commit()}", *parts, "## Cost",
+             markdown_lines(cost.set_index("data"), "data"),
+             f"## By hand\n\nOne seed of each row; every run's log is beside its folder.\n\n```bash\n{by_hand}\n```"]
+    report = "\n\n".join(part.rstrip() for part in parts) + "\n"
+    write_atomically(output / "results.csv", frame.to_csv(index=False).encode())
+    write_atomically(output / "report.md", report.encode())
+    return f"{report}\nWritten: {output / 'report.md'}, {output / 'results.csv'} and plots"
