@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import sys
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from model.model import ResNet32Model
-from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256
+from utils.checkpoint import load_checkpoint, load_weights, main, save_checkpoint, sha256
 from utils.errors import UserError
 
 
@@ -160,3 +161,58 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path, network, monkeypatch):
     with pytest.raises(UserError, match="No space left on device.*untouched"):
         save_checkpoint(path, {"model": network.state_dict(), "epoch": 2})
     assert load_checkpoint(path)["epoch"] == 1 and [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+NETWORK = {"type": "ResNet32Model", "args": {"num_classes": 10, "num_experts": 2, "reduce_dimension": True,
+                                             "use_norm": True}}
+
+
+def test_convert_from_the_reference_and_back(tmp_path, network):
+    source, ours, back = (tmp_path / f"{name}.pth" for name in ("reference", "ours", "back"))
+    _reference_checkpoint(source, network, {"_config": {"name": "x", "arch": NETWORK}})
+    main(["convert", str(source), str(ours)])
+    content = load_checkpoint(ours)
+    assert content["format"] == 1 and content["epoch"] == 200 and content["best"] == 0.5
+    assert content["config"]["arch"] == NETWORK
+    load_weights(ResNet32Model(10, True, True, 2), content["model"], ours)
+    main(["convert", str(ours), str(back)])
+    written = torch.load(back, weights_only=True)  # plain enough for any reader
+    assert written["arch"] == "ResNet32Model" and written["epoch"] == 200 and written["monitor_best"] == 0.5
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(written["state_dict"][name], tensor)
+    again = load_checkpoint(back)
+    assert "format" not in again and again["config"]["arch"] == NETWORK and again["foreign"] == []
+
+
+def test_convert_drops_what_the_network_has_not_and_checks_the_rest(tmp_path, network, capsys):
+    state = {**network.state_dict(), "backbone.expert_help_pred_fcs.0.weight": torch.zeros(2, 2)}  # as RIDE's has
+    torch.save({"state_dict": state, "epoch": 5}, tmp_path / "ride.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"arch": NETWORK}))
+    main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "a.pth"), "-c", str(tmp_path / "config.json")])
+    assert "Left out: backbone.expert_help_pred_fcs.0.weight" in capsys.readouterr().out
+    load_weights(network, load_checkpoint(tmp_path / "a.pth")["model"], "a.pth")
+    with pytest.raises(UserError, match="a.pth exists already"):
+        main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "a.pth")])
+    (tmp_path / "config.json").write_text(json.dumps({"arch": {**NETWORK, "args": {**NETWORK["args"],
+                                                                                   "num_experts": 3}}}))
+    with pytest.raises(UserError, match="lacks backbone.layer2s.2"):
+        main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "b.pth"), "-c", str(tmp_path / "config.json")])
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_weights_alone_to_share(tmp_path, network):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    save_checkpoint(tmp_path / "last.pth", {"model": network.state_dict(), "optimizer": optimizer.state_dict(),
+                                            "config": {"arch": NETWORK}, "epoch": 3, "cls_num_list": [5] * 10})
+    main(["convert", str(tmp_path / "last.pth"), str(tmp_path / "small.pth"), "--to", "tade"])
+    content = load_checkpoint(tmp_path / "small.pth")
+    assert "optimizer" not in content and content["cls_num_list"] == [5] * 10 and content["epoch"] == 3
+
+
+def test_inspect_names_what_it_did_not_run(tmp_path, network, capsys):
+    witness = tmp_path / "witness"
+    torch.save({"state_dict": network.state_dict(), "epoch": 7, "config": Hostile(witness)}, tmp_path / "a.pth")
+    main(["inspect", str(tmp_path / "a.pth")])
+    text = capsys.readouterr().out
+    assert not witness.exists() and "system" in text and "epoch:          7" in text and "experts:        2" in text
+    assert sha256(tmp_path / "a.pth") in text

@@ -1,0 +1,141 @@
+"""reproduce.py as a user runs it, stopped and not; on the digits."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT, script
+
+from utils.comparison import accuracy_table, mean_and_deviation
+from utils.errors import UserError
+from utils.parse_config import read_json
+
+reproduce = script("reproduce")
+OPTIONS = ["--data", "digits", "--epochs", "2", "--jobs", "1", "-d", "cpu", "--set", "data_loader;args;batch_size=128",
+           "--set", 'data_loader;args;distributions=["forward10", "uniform", "backward10"]', "--set",
+           "aggregator;args;epochs=1", "--set", "trainer;tensorboard=false"]
+
+
+def start(output: Path, *options: str, console: int = subprocess.PIPE) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "reproduce.py", *OPTIONS, "-o", str(output), *options], cwd=ROOT,
+                            text=True, stdout=console, stderr=subprocess.STDOUT)
+
+
+def run(output: Path, *options: str) -> str:
+    process = start(output, *options)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    output = tmp_path_factory.mktemp("reproduce")
+    return output, run(output, "--methods", "softmax", "tade")
+
+
+def test_report_table_and_plots(finished):
+    output, text = finished
+    report = (output / "report.md").read_text()
+    assert report in text
+    for expected in ("| method | forward10 | uniform | backward10 |", "TADE, test-time training",
+                     "## digits, best epoch", "| digits | Softmax | 0.46 |",
+                     "python test_train_cifar.py -c configs/test_time_digits_tade.json"):
+        assert expected in report, expected
+    frame = pd.read_csv(output / "results.csv")
+    assert len(frame) == 2 * 3 * 3  # checkpoints, rows, distributions
+    learned = frame[frame["row"] == "TADE, test-time training"]
+    assert learned[["w1", "w2", "w3"]].sum(axis=1).tolist() == pytest.approx([1] * 6)
+    for name in ("accuracy", "groups", "weights"):
+        assert (output / f"digits_{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_done_is_not_done_again(finished):
+    output, first = finished
+    checkpoint = output / "Digits_LT_TADE" / "seed1" / "last.pth"
+    before = checkpoint.stat().st_mtime_ns
+    text = run(output, "--methods", "softmax", "tade")
+    assert checkpoint.stat().st_mtime_ns == before
+    assert "training" not in text.split("# Comparison")[0] and "test_all of" not in text
+    assert text.split("## digits, last epoch")[1] == first.split("## digits, last epoch")[1]
+
+
+def test_other_options_do_not_mix_with_a_run(finished):
+    output, _ = finished
+    process = start(output, "--methods", "tade", "--set", "optimizer;args;lr=0.01")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "holds a run with other options (optimizer;args;lr 0.05, now 0.01): choose another --output" in text
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in Linux's /proc")
+@pytest.mark.parametrize("moment", ["training goes on", "test_all of last", "test_train of last"])
+def test_killed_at_any_moment_it_ends_with_the_same_table(finished, tmp_path, moment):
+    """SIGKILL when a stage has begun; nothing of it is left running; started again, the figures are the same."""
+    if moment == "training goes on":
+        stop_when(tmp_path, lambda text: "training, 2 epochs" in text)
+        stop_when(tmp_path, lambda text: (tmp_path / "Digits_LT_TADE" / "seed1" / "last.pth").exists())
+    stop_when(tmp_path, lambda text: moment in text)
+    run(tmp_path, "--methods", "tade")
+    expected, found = (pd.read_csv(folder / "results.csv") for folder in (finished[0], tmp_path))
+    expected = expected[expected["method"] == "tade"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def stop_when(output: Path, reached: Callable[[str], bool]) -> None:
+    """Start, SIGKILL once `reached` holds of what it has printed, and see that its worker ends as well."""
+    console = output.with_name(output.name + ".txt")
+    with open(console, "w") as file:
+        process = start(output, "--methods", "tade", console=file.fileno())
+    deadline = time.monotonic() + 120
+    while not reached(console.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, console.read_text()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(runs(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def runs(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_shortened_schedule_keeps_its_shape():
+    config = read_json(ROOT / "configs" / "config_cifar100_ir100_ride.json")
+    assert reproduce.scaled_schedule(config, 20) == [
+        "trainer;epochs=20", "lr_scheduler;args;step1=16", "lr_scheduler;args;step2=18",
+        "lr_scheduler;args;warmup_epoch=5", "loss;args;reweight_epoch=16"]
+    config = read_json(ROOT / "configs" / "config_imagenet_lt_resnext50_tade.json")
+    assert reproduce.scaled_schedule(config, 90) == ["trainer;epochs=90", "lr_scheduler;args;T_max=90"]
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--methods", "softmaks"], 'Unknown data set and method "cifar100_ir100_softmaks": did you mean'),
+    (["--epochs", "0"], "--epochs must be at least 1, not 0"), (["--jobs", "0"], "--jobs must be at least 1"),
+    (["--set", "optimizer;args;learning_rate=1"], 'argument of SGD in config section "optimizer" "learning_rate"')])
+def test_bad_options_stop_before_anything_runs(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        reproduce.main([*options, "-o", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_mean_and_deviation_over_seeds():
+    assert mean_and_deviation(pd.Series([40.0, 42.0])) == "41.0 ± 1.4"
+    assert mean_and_deviation(pd.Series([40.04])) == "40.0" and mean_and_deviation(pd.Series([None, None])) == "-"
+    frame = pd.DataFrame([{"row": row, "distribution": d, "top1": value} for row, d, value in
+                          (("b", "z", 1.0), ("b", "a", 2.0), ("a", "z", 3.0), ("a", "a", 4.0), ("b", "z", 3.0))])
+    table = accuracy_table(frame)
+    assert list(table.index) == ["b", "a"] and list(table.columns) == ["z", "a"]  # the order they came in
+    assert table.loc["b", "z"] == "2.0 ± 1.4" and table.loc["a", "a"] == "4.0"
