@@ -106,8 +106,22 @@ def main(paths: list[Path]) -> dict[str, pd.DataFrame]:
         size = image_size(config)
         print(f"{path}: {config['arch']['type']}, {config['arch']['args']['num_classes']} classes, "
               f"{size}x{size} pixels\n{format_cost(costs[str(path)])}\n")
+    if len(costs) > 1:
+        print(summary(costs).to_string(index=False) + "\n")
     print(__doc__.split("\n\n")[2])
     return costs
+
+
+def summary(costs: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row a config, as text: parameters in millions; G multiply-adds of the stem, of one expert, in total."""
+    return pd.DataFrame([{
+        "config": Path(path).stem.removeprefix("config_"),
+        "parameters (M)": f"{table.loc['total', 'parameters'] / 1e6:.2f}",
+        "experts": len(table) - 2,
+        **{name: f"{table.loc[row, column] / 1e9:.4f}" for name, row, column in (
+            ("stem (G)", "stem", "MACs"), ("an expert (G)", "expert 1", "MACs"), ("MACs (G)", "total", "MACs"),
+            ("published way (G)", "total", "published way"))},
+    } for path, table in costs.items()])
 
 
 if __name__ == "__main__":
