@@ -6,7 +6,8 @@
 
 Every run is train.py, then test_all_*.py and, for TADE, test_train_*.py, on the last and the best checkpoint. Stopped
 or killed at any moment and started again with the same options, it goes on from there; what is done is not done again.
-The folder --output gets report.md, results.csv, the plots, and every run's checkpoints, results and log.
+The folder --output gets every run's checkpoints, results and log; report.md, results.csv and the plots there are of the
+runs asked for last.
 """
 
 import argparse
@@ -14,13 +15,15 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import shlex
 import shutil
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -29,150 +32,54 @@ import train
 from base.base_trainer import TrainerOptions
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.on_disk import usable_cores
+from trainer.runs import Run, plan_runs
 from trainer.setup import COMPONENTS, parse_command_line
 from trainer.testing import evaluate, train_at_test_time
 from utils.checkpoint import load_checkpoint, sha256
 from utils.comparison import cost_table, records, write_comparison
-from utils.errors import UserError, unknown
+from utils.errors import UserError
 from utils.gflops import cost_of
-from utils.parse_config import ConfigParser, read_json
+from utils.parse_config import ConfigParser
+from utils.report import make_folder
 
-CONFIGS = Path("configs")
 METHODS = ("softmax", "ride", "tade")
-SCRIPTS = {"imagenet": "imagenet", "places": "places", "iNaturalist": "inat"}  # first word of a data set -> suffix
 CHECKPOINTS = ("last", "model_best")
 QUICK_EPOCHS = 2
-QUICK = ['data_loader;args;distributions=["forward50", "uniform", "backward50"]', "aggregator;args;epochs=1"]
 SHARED_GPU_RUNS = 3  # runs on small images that share a GPU
-#: glibc keeps freed memory for the next step; giving it back to the system and asking again takes a third of the time.
+#: glibc keeps freed memory for the next step, instead of giving it back to the system and asking for it again.
 WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "4294967295"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training and its tests.
-
-    Args:
-        data, method: as in configs/config_DATA_METHOD.json.
-        seed: of everything random.
-        folder: the run's folder.
-        arguments: of train.py.
-        test_arguments: of test_train_*.py, without -r; None where there are no expert weights to learn.
-        device: as -d, or None.
-    """
-
-    data: str
-    method: str
-    seed: int
-    folder: Path
-    arguments: tuple[str, ...]
-    test_arguments: tuple[str, ...] | None
-    device: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.data} {self.method} seed {self.seed}"
-
-    @property
-    def log(self) -> Path:
-        return self.folder.with_suffix(".log")
-
-    def config(self) -> ConfigParser:
-        return parse_command_line("", [*self.arguments, *self.device], training=True)
-
-    def commands(self) -> list[str]:
-        """What one would type to do this run by hand."""
-        suffix = SCRIPTS.get(self.data.split("_")[0], "cifar")
-        lines = [("train.py", self.arguments), (f"test_all_{suffix}.py", ("-r", str(self.folder / "last.pth")))]
-        if self.test_arguments:
-            lines.append((f"test_train_{suffix}.py", (*self.test_arguments, "-r", str(self.folder / "last.pth"))))
-        return [" ".join(["python", script, *(f"'{a}'" if set(a) & set('; "') else a for a in arguments)])
-                for script, arguments in lines]
-
-
-def plan(args: argparse.Namespace) -> list[Run]:
-    """The runs that the options ask for, their configs checked.
-
-    Raises:
-        UserError: a config is missing or an option does not fit one.
-    """
-    runs = []
-    for data in args.data:
-        for method in args.methods:
-            config = CONFIGS / f"config_{data}_{method}.json"
-            if not config.exists():
-                raise unknown("data set and method", f"{data}_{method}",
-                              [path.stem.removeprefix("config_") for path in CONFIGS.glob("config_*.json")])
-            assignments = args.assignments
-            if args.epochs:
-                assignments = scaled_schedule(read_json(config), args.epochs) + assignments
-            for seed in args.seeds:
-                runs.append(make_run(args, data, method, seed, config, assignments))
-    for run in runs:
-        config = run.config()
-        TrainerOptions(**config["trainer"])
-        if run.test_arguments:
-            read_json(run.test_arguments[1])
-    return runs
-
-
-def make_run(args: argparse.Namespace, data: str, method: str, seed: int, config: Path, assignments: list[str]) -> Run:
-    name = read_json(config)["name"]
-    common = [a for a in assignments if not a.startswith("aggregator")]
-    arguments = ["-c", str(config), "--seed", str(seed), "--save_dir", str(args.output), "--run_id", f"seed{seed}",
-                 *(word for a in common for word in ("--set", a))]
-    test_arguments = None
-    if read_json(config).get("loss", {}).get("type") == "DiverseExpertLoss":
-        kept = [a for a in assignments if a.startswith(("data_loader", "aggregator"))]
-        own, usual = CONFIGS / f"test_time_{data}_{method}.json", CONFIGS / f"test_time_{data}_tade.json"
-        test_arguments = ("-c", str(own if own.exists() else usual), "--seed", str(seed),
-                          *(word for a in kept for word in ("--set", a)))
-    device = ("-d", args.device) if args.device else ()
-    return Run(data, method, seed, args.output / name / f"seed{seed}", tuple(arguments), test_arguments, device)
-
-
-def scaled_schedule(config: dict, epochs: int) -> list[str]:
-    """Assignments that shorten (or lengthen) a schedule: steps and re-weighting move in proportion, warm-up ends
-    before half of the first step."""
-    whole = config["trainer"]["epochs"]
-
-    def scaled(epoch: int) -> int:
-        return max(1, round(epoch * epochs / whole))
-
-    changes = {"trainer;epochs": epochs}
-    schedule = config["lr_scheduler"]["args"]
-    changes |= {f"lr_scheduler;args;{key}": scaled(schedule[key]) for key in ("step1", "step2", "T_max")
-                if key in schedule}
-    if "step1" in schedule:
-        changes["lr_scheduler;args;warmup_epoch"] = min(schedule.get("warmup_epoch", 0), scaled(schedule["step1"]) // 2)
-    if config["loss"].get("args", {}).get("reweight_epoch", -1) > 0:
-        changes["loss;args;reweight_epoch"] = scaled(config["loss"]["args"]["reweight_epoch"])
-    return [f"{path}={value}" for path, value in changes.items()]
 
 
 def carry_out(run: Run, threads: int) -> None:
     """All that is left to do of a run; what it prints goes to its log.
 
     Raises:
-        UserError: see train.py and the test scripts.
+        UserError: whatever went wrong; a traceback of what is not the user's to mend is in the log.
     """
     torch.set_num_threads(threads)
-    run.log.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(run.log.parent)
     with open(run.log, "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        finish_training(run)
-        for name in CHECKPOINTS:
-            checkpoint = run.folder / f"{name}.pth"
-            if checkpoint.exists():
-                at = ["-r", str(checkpoint), *run.device]
-                finish_test(run, "test_all", parse_command_line("", at))
-                if run.test_arguments:
-                    finish_test(run, "test_train", parse_command_line("", [*run.test_arguments, *at]))
+        try:
+            finish_training(run)
+            for name in CHECKPOINTS:
+                at = ["-r", str(run.folder / f"{name}.pth")]
+                if not Path(at[1]).exists():
+                    continue
+                finish_test(run, "test_all", parse_command_line("", [*run.test_arguments, *at]))
+                if run.adapt_arguments:
+                    finish_test(run, "test_train", parse_command_line("", [*run.adapt_arguments, *at]))
+        except UserError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise UserError(f"{type(error).__name__}: {error}; see {run.log}.") from None
 
 
 def finish_training(run: Run) -> None:
     last = run.folder / "last.pth"
     config = run.config()
     if not last.exists():
-        shutil.rmtree(run.folder, ignore_errors=True)  # killed in its first epoch: nothing to go on from
+        clear_first_epoch(run.folder)
         announce(f"{run}: training, {config['trainer']['epochs']} epochs")
         train.main(config)
         return
@@ -182,7 +89,24 @@ def finish_training(run: Run) -> None:
                         "the options it was started with.")
     if not is_trained(checkpoint):
         announce(f"{run}: training goes on after epoch {checkpoint['epoch']} of {config['trainer']['epochs']}")
-        train.main(parse_command_line("", ["-r", str(last), *run.device], training=True))
+        train.main(parse_command_line("", ["-r", str(last), *device_options(run)], training=True))
+
+
+def device_options(run: Run) -> list[str]:
+    return list(run.arguments[run.arguments.index("-d"):][:2]) if "-d" in run.arguments else []
+
+
+def clear_first_epoch(folder: Path) -> None:
+    """Remove the folder of a run that was killed in its first epoch: there is nothing to go on from.
+
+    Raises:
+        UserError: there is more than that in it.
+    """
+    later = [path for path in folder.glob("*.pth") if (load_checkpoint(path)["epoch"] or 2) > 1]
+    if later:
+        raise UserError(f"{folder} has {later[0].name} but no last.pth: copy it to last.pth to go on from there, or "
+                        "remove the folder to start again.")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_trained(checkpoint: dict) -> bool:
@@ -193,13 +117,16 @@ def is_trained(checkpoint: dict) -> bool:
 
 
 def first_difference(before: dict, now: dict, path: str = "") -> str | None:
-    """The first value in which two configs differ, as "path: before, now"; where runs are saved does not count."""
+    """The first value in which two trainings differ, as "path before, now".
+
+    Where runs are saved and what is tested do not count.
+    """
     for key in sorted(before.keys() | now.keys()):
         here, old, new = f"{path}{key}", before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             if found := first_difference(old, new, f"{here};"):
                 return found
-        elif old != new and here != "trainer;save_dir":
+        elif old != new and here not in ("trainer;save_dir", "data_loader;args;distributions"):
             return f"{here} {json.dumps(old)}, now {json.dumps(new)}"
     return None
 
@@ -234,7 +161,7 @@ def end_with_parent() -> None:
 
 def jobs_at_once(runs: list[Run], device: str | None) -> int:
     """How many runs work side by side: on CPUs one a core; on a GPU several where images are small, else one."""
-    on_gpu = torch.cuda.is_available() and device != "cpu"
+    on_gpu = device != "cpu" and (torch.cuda.is_available() or device is not None)
     if not on_gpu:
         return min(len(runs), usable_cores())
     small = all(issubclass(COMPONENTS["data_loader"][run.config()["data_loader"]["type"]], InMemoryDataLoader)
@@ -260,19 +187,19 @@ def carry_out_all(runs: list[Run], jobs: int) -> dict[Run, UserError]:
                 try:
                     future.result()
                     announce(f"{run}: done")
+                except BrokenProcessPool:
+                    raise UserError("A worker process was killed (out of memory?): start again to go on, with fewer "
+                                    "--jobs if memory is short.") from None
                 except UserError as error:
                     failures[run] = error
                     announce(f"{run}: {error}")
-        except BrokenProcessPool:
-            raise UserError("A worker process was killed (out of memory?): start again to go on, with fewer --jobs if "
-                            "memory is short.") from None
         except KeyboardInterrupt:
             announce("Stopped. Start again with the same options to go on.")
             os._exit(130)  # without waiting for the workers, which end with this process
     return failures
 
 
-def compare(runs: list[Run], output: Path, command: str) -> None:
+def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
     """Write and show tables and plots of all finished runs."""
     rows, costs = [], []
     for run in runs:
@@ -282,16 +209,48 @@ def compare(runs: list[Run], output: Path, command: str) -> None:
             for job in ("test_all", "test_train"):
                 file = results_file(run, name, job)
                 if file.exists():
-                    results = json.loads(file.read_text())
-                    rows += records(results, data=run.data, method=run.method, seed=run.seed,
+                    rows += records(json.loads(file.read_text()), data=run.data, method=run.method, seed=run.seed,
                                     checkpoint="last epoch" if name == "last" else "best epoch",
-                                    learned=job == "test_train", weighed=run.test_arguments is not None)
+                                    learned=job == "test_train", weighed=run.adapt_arguments is not None)
         costs.append({"data": run.data, "method": run.method, "epochs": checkpoint["epoch"],
-                      "seconds": checkpoint.get("seconds"), "device": tested["device"], "torch": tested["torch"]})
+                      "seconds": checkpoint.get("seconds"), "device": checkpoint.get("device") or tested["device"],
+                      "torch": tested["torch"]})
     first = {(run.data, run.method): run for run in reversed(runs)}
     cost = cost_table(costs, {key: cost_of(run.config()).loc["total"] for key, run in first.items()})
-    commands = {key: run.commands() for key, run in sorted(first.items())}
-    announce(write_comparison(output, rows, cost, command, commands))
+    commands = [line for run in reversed(first.values()) for line in run.commands()]
+    announce(write_comparison(output, rows, cost, command, note, commands))
+
+
+@contextmanager
+def alone_in(output: Path) -> Iterator[None]:
+    """Hold a folder against a second comparison. (Windows has no such locks; there it is up to the user.)
+
+    Raises:
+        UserError: another one is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(output / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"Another reproduce.py is at work in {output}: wait for it, or choose another "
+                            "--output.") from error
+        yield
+
+
+def check_data(runs: list[Run]) -> None:
+    """Open every data set once, so that one is downloaded once, and a missing one is named before anything is trained.
+
+    Raises:
+        UserError: images, lists or test distributions are missing.
+    """
+    configs = {json.dumps(run.config()["data_loader"]): run.config() for run in runs}
+    for config in configs.values():
+        config.build("data_loader").test_distributions()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -304,25 +263,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="shorten the schedule to so many epochs, steps in proportion")
     parser.add_argument("--quick", action="store_true", help="two epochs, three distributions, one test-time pass")
     parser.add_argument("--set", action="append", default=[], metavar="KEY;PATH=VALUE", dest="assignments",
-                        help="any value of every config; may be repeated")
+                        help="any value of the training configs; data_loader also in testing, aggregator only there")
     parser.add_argument("--jobs", type=int, help="runs side by side (default: one a core; on a GPU "
                         f"{SHARED_GPU_RUNS} with small images, else 1)")
     parser.add_argument("-d", "--device", help="as in train.py")
-    parser.add_argument("-o", "--output", type=Path, help="folder (default: saved/reproduce, saved/reproduce_quick)")
+    parser.add_argument("-o", "--output", type=Path,
+                        help="folder (default: saved/reproduce, with _quick or _N_epochs where that applies)")
     args = parser.parse_args(arguments)
-    if args.quick:
-        args.epochs, args.assignments = args.epochs or QUICK_EPOCHS, [*QUICK, *args.assignments]
-    args.output = args.output or Path("saved", "reproduce_quick" if args.quick else "reproduce")
-    for name, least in (("epochs", 1), ("jobs", 1)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise UserError(f"--{name} must be at least {least}, not {value}.")
-    runs = plan(args)
-    jobs = args.jobs or jobs_at_once(runs, args.device)
-    jobs = min(jobs, len(runs))
-    announce(f"{len(runs)} runs, {jobs} at a time; each writes a log beside its folder in {args.output}.")
-    failures = carry_out_all(runs, jobs)
-    if finished := [run for run in runs if run not in failures]:
-        compare(finished, args.output, " ".join(["python reproduce.py", *(arguments or sys.argv[1:])]))
+    for name in ("epochs", "jobs"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}.")
+    kind = "_quick" if args.quick else f"_{args.epochs}_epochs" if args.epochs else ""
+    output = args.output or Path("saved", f"reproduce{kind}")
+    epochs = args.epochs or (QUICK_EPOCHS if args.quick else None)
+    runs = plan_runs(args.data, args.methods, args.seeds, output, epochs=epochs, assignments=args.assignments,
+                     device=args.device, quick=args.quick)
+    jobs = min(args.jobs or jobs_at_once(runs, args.device), len(runs))
+    make_folder(output)
+    with alone_in(output):
+        check_data(runs)
+        announce(f"{len(runs)} runs, {jobs} at a time; each writes a log beside its folder in {output}.")
+        failures = carry_out_all(runs, jobs)
+        note = f"Training time is wall time, up to {jobs} runs sharing the machine."
+        if failures:
+            note += f" Missing, because they failed: {', '.join(map(str, failures))}."
+        if finished := [run for run in runs if run not in failures]:
+            typed = sys.argv[1:] if arguments is None else arguments
+            compare(finished, output, shlex.join(["python", "reproduce.py", *typed]), note)
     if failures:
         announce(f"{len(failures)} of {len(runs)} runs failed: mend what the lines above name and start again.")
     return 1 if failures else 0

@@ -8,7 +8,7 @@
 from pathlib import Path
 
 import model.metric
-from trainer.devices import choose_device
+from trainer.devices import choose_device, device_name
 from trainer.setup import (
     TRAINING_SECTIONS,
     build_loader,
@@ -52,7 +52,7 @@ def main(config: ConfigParser) -> dict:
     run_dir = choose_run_dir(config, Path(options.save_dir), checkpoint)
     trainer = Trainer(network, criterion, metrics, loader, optimizer, scheduler, options, run_dir,
                       {"config": config.config, "cls_num_list": loader.cls_num_list, "class_map": loader.class_map,
-                       "seed": seed}, gpus)
+                       "seed": seed, "device": device_name(device)}, gpus)
     if checkpoint:
         trainer.resume(checkpoint, config.resume)
     create_run_dir(config, run_dir)

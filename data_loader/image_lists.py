@@ -140,19 +140,13 @@ def _parse_any(data: bytes, list_path: Path) -> Parsed:
     return b"".join(paths), offsets, np.array(labels, np.int64)
 
 
-def decode(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
+def decode(path: Path) -> Image.Image:
     """An image file as RGB, whatever it is: grey, palette, CMYK, 16-bit, turned by an EXIF tag.
-
-    Args:
-        path: the file.
-        draft: a size below which a JPEG need not be decoded, or None to decode it at full size.
 
     Raises:
         OSError: the file is missing, truncated, or no image.
     """
     with Image.open(path) as image:
-        if draft:
-            image.draft("RGB", draft)
         image.load()
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # 16 bits: Pillow's own conversion would clip them
             image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))

@@ -247,6 +247,9 @@ class RIDELoss(ReweightedLoss):
         frequency = class_prior(cls_num_list) * len(cls_num_list)  # 1 for a class of mean size
         spread = frequency * reweight_factor + 1 - reweight_factor  # C * pi_c * factor + 1 - factor
         temperature = torch.full_like(spread, base_diversity_temperature)
+        if base_diversity_temperature <= 0 or bool((spread <= 0).any()):
+            raise ValueError(f"base_diversity_temperature {base_diversity_temperature} and reweight_factor "
+                             f"{reweight_factor} must leave all temperatures positive")
         self.register_buffer("early_temperature", temperature)
         self.register_buffer("late_temperature", temperature * spread / spread.max())
 

@@ -197,7 +197,13 @@ def test_convert_drops_what_the_network_has_not_and_checks_the_rest(tmp_path, ne
                                                                                    "num_experts": 3}}}))
     with pytest.raises(UserError, match="lacks backbone.layer2s.2"):
         main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "b.pth"), "-c", str(tmp_path / "config.json")])
+    (tmp_path / "config.json").write_text(json.dumps({"arch": {**NETWORK, "args": {**NETWORK["args"],
+                                                                                   "num_experts": 1}}}))
+    with pytest.raises(UserError, match="too many"):  # an expert is not left out
+        main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "b.pth"), "-c", str(tmp_path / "config.json")])
     assert not (tmp_path / "b.pth").exists()
+    with pytest.raises(UserError, match="Could not save"):
+        main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "config.json" / "b.pth")])
 
 
 def test_weights_alone_to_share(tmp_path, network):

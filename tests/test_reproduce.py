@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, script
 
+from trainer.runs import plan_runs, quick_changes, scaled_schedule
+from trainer.setup import make_config
+from utils.checkpoint import save_checkpoint
 from utils.comparison import accuracy_table, mean_and_deviation
 from utils.errors import UserError
 from utils.parse_config import read_json
@@ -43,7 +47,7 @@ def test_report_table_and_plots(finished):
     output, text = finished
     report = (output / "report.md").read_text()
     assert report in text
-    for expected in ("| method | forward10 | uniform | backward10 |", "TADE, test-time training",
+    for expected in ("| method | seeds | forward10 | uniform | backward10 |", "TADE, test-time training",
                      "## digits, best epoch", "| digits | Softmax | 0.46 |",
                      "python test_train_cifar.py -c configs/test_time_digits_tade.json"):
         assert expected in report, expected
@@ -51,7 +55,7 @@ def test_report_table_and_plots(finished):
     assert len(frame) == 2 * 3 * 3  # checkpoints, rows, distributions
     learned = frame[frame["row"] == "TADE, test-time training"]
     assert learned[["w1", "w2", "w3"]].sum(axis=1).tolist() == pytest.approx([1] * 6)
-    for name in ("accuracy", "groups", "weights"):
+    for name in ("accuracy", "groups", "tade_weights"):
         assert (output / f"digits_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -113,29 +117,75 @@ def runs(process: str) -> bool:
 
 
 def test_a_shortened_schedule_keeps_its_shape():
-    config = read_json(ROOT / "configs" / "config_cifar100_ir100_ride.json")
-    assert reproduce.scaled_schedule(config, 20) == [
+    config = make_config(read_json(ROOT / "configs" / "config_cifar100_ir100_ride.json"))
+    assert scaled_schedule(config, 20) == [
         "trainer;epochs=20", "lr_scheduler;args;step1=16", "lr_scheduler;args;step2=18",
         "lr_scheduler;args;warmup_epoch=5", "loss;args;reweight_epoch=16"]
     config = read_json(ROOT / "configs" / "config_imagenet_lt_resnext50_tade.json")
-    assert reproduce.scaled_schedule(config, 90) == ["trainer;epochs=90", "lr_scheduler;args;T_max=90"]
+    assert scaled_schedule(make_config(config), 90) == ["trainer;epochs=90", "lr_scheduler;args;T_max=90"]
+    config["lr_scheduler"] = {"type": "MultiStepLR", "args": {"milestones": [60, 120]}}
+    assert scaled_schedule(make_config(config), 90)[1] == "lr_scheduler;args;milestones=[30, 60]"
+
+
+def test_quick_takes_distributions_that_the_data_set_has():
+    config = make_config(read_json(ROOT / "configs" / "config_iNaturalist_resnet50_tade.json"))
+    assert quick_changes(config)[0] == 'data_loader;args;distributions=["forward3", "uniform", "backward3"]'
 
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--methods", "softmaks"], 'Unknown data set and method "cifar100_ir100_softmaks": did you mean'),
     (["--epochs", "0"], "--epochs must be at least 1, not 0"), (["--jobs", "0"], "--jobs must be at least 1"),
-    (["--set", "optimizer;args;learning_rate=1"], 'argument of SGD in config section "optimizer" "learning_rate"')])
+    (["--set", "optimizer;args;learning_rate=1"], 'argument of SGD in config section "optimizer" "learning_rate"'),
+    (["--set", "aggregator;args;epoch=1"], 'argument of StabilityAggregator in config section "aggregator" "epoch"'),
+    (["--methods", "softmax", "--set", "aggregatorzz=1"], 'key in the config "aggregatorzz"'),
+    (["--set", "trainer;precision=bf32"], "precision must be"), (["--seeds", "1", "1"], "would both be"),
+    (["--set", "seed=5"], "--set cannot change seed"), (["--set", "name=x"], "--set cannot change name"),
+    (["--data", "imagenet_lt_resnext50"], "ImageNet_LT_train.txt cannot be read")])
 def test_bad_options_stop_before_anything_runs(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
         reproduce.main([*options, "-o", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*/*"))
+
+
+def test_two_runs_side_by_side_one_of_which_fails(tmp_path):
+    """A run whose folder holds something else is left as it is and named; the other one is finished."""
+    other = tmp_path / "Digits_LT_TADE" / "seed1"
+    other.mkdir(parents=True)
+    save_checkpoint(other / "model_best.pth", {"model": {"a": torch.zeros(1)}, "epoch": 7})
+    process = start(tmp_path, "--methods", "softmax", "tade", "--jobs", "2")
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "2 at a time" in text
+    assert "has model_best.pth but no last.pth" in text and "1 of 2 runs failed" in text
+    assert "Missing, because they failed: digits tade seed 1" in (tmp_path / "report.md").read_text()
+    assert [path.name for path in other.iterdir()] == ["model_best.pth"]
+    assert set(pd.read_csv(tmp_path / "results.csv")["method"]) == {"softmax"}
+
+
+def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_in_the_log(tmp_path, monkeypatch):
+    runs = plan_runs(["digits"], ["softmax"], [1], tmp_path)
+
+    def broken(config):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(reproduce.train, "main", broken)
+    with pytest.raises(UserError, match=r"RuntimeError: CUDA out of memory; see .*seed1\.log"):
+        reproduce.carry_out(runs[0], torch.get_num_threads())
+    assert "Traceback" in runs[0].log.read_text()
+
+
+def test_a_folder_belongs_to_one_comparison_at_a_time(tmp_path):
+    with reproduce.alone_in(tmp_path), pytest.raises(UserError, match="Another reproduce.py is at work"):
+        with reproduce.alone_in(tmp_path):
+            pass
 
 
 def test_mean_and_deviation_over_seeds():
     assert mean_and_deviation(pd.Series([40.0, 42.0])) == "41.0 ± 1.4"
     assert mean_and_deviation(pd.Series([40.04])) == "40.0" and mean_and_deviation(pd.Series([None, None])) == "-"
-    frame = pd.DataFrame([{"row": row, "distribution": d, "top1": value} for row, d, value in
-                          (("b", "z", 1.0), ("b", "a", 2.0), ("a", "z", 3.0), ("a", "a", 4.0), ("b", "z", 3.0))])
+    frame = pd.DataFrame([{"row": row, "distribution": d, "top1": value, "seed": seed} for row, d, value, seed in
+                          (("b", "z", 1.0, 1), ("b", "a", 2.0, 1), ("a", "z", 3.0, 1), ("a", "a", 4.0, 1),
+                           ("b", "z", 3.0, 2))])
     table = accuracy_table(frame)
-    assert list(table.index) == ["b", "a"] and list(table.columns) == ["z", "a"]  # the order they came in
+    assert list(table.index) == ["b", "a"] and list(table.columns) == ["seeds", "z", "a"]  # the order they came in
+    assert list(table["seeds"]) == ["2", "1"]
     assert table.loc["b", "z"] == "2.0 ± 1.4" and table.loc["a", "a"] == "4.0"

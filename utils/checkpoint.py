@@ -7,6 +7,7 @@
 
 import argparse
 import collections
+import contextlib
 import functools
 import hashlib
 import io
@@ -52,7 +53,8 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         raise UserError(f"Could not save {path} ({error.strerror or error}; {len(data) / 1e6:.1f} MB were needed): "
                         f"{kept}; make room or choose another folder.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -236,13 +238,13 @@ def describe(path: Path) -> str:
     content = load_checkpoint(path)
     state, config, counts = content["model"], content.get("config") or {}, content.get("cls_num_list")
     writer = "this project" if "format" in content else "the reference or RIDE, or a bare state dict"
-    arch = config.get("arch") or {}
+    arch, loss = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("arch", "loss"))
     weights = sum(t.numel() for name, t in state.items() if t.is_floating_point() and "running_" not in name)
     lines = {
         "written by": writer, "SHA-256": sha256(path), "size": f"{path.stat().st_size / 1e6:.2f} MB",
         "epoch": content.get("epoch"), "selected as": content.get("selected_by"), "best value": content.get("best"),
         "name": config.get("name"), "network": f"{arch['type']} {arch.get('args', {})}" if "type" in arch else None,
-        "loss": (config.get("loss") or {}).get("type"),
+        "loss": loss.get("type"),
         "weights": f"{weights:,} in {len(state)} entries, {', '.join(sorted({str(t.dtype) for t in state.values()}))}",
         "experts": 1 + max((int(n.split(".")[2]) for n in state if n.startswith("backbone.linears.")), default=0),
         "trained on": counts and f"{sum(counts)} images, {len(counts)} classes, {max(counts)} to {min(counts)} each",
@@ -259,8 +261,8 @@ def convert(source: Path, target: Path, to: str | None = None, config_path: Path
         source: checkpoint of this project, the reference or RIDE, or a bare state dict.
         target: file to write.
         to: "tade" (this project's format), "reference", or None for the other one.
-        config_path: config that names the network, where the checkpoint carries none that is understood. Entries that
-            the network does not have (RIDE's expert assignment) are left out.
+        config_path: config that names the network, where the checkpoint carries none that is understood. RIDE's expert
+            assignment, which networks here do not have, is left out.
 
     Returns:
         What was written.
@@ -279,7 +281,7 @@ def convert(source: Path, target: Path, to: str | None = None, config_path: Path
     state, note = content["model"], "The network was not checked: the checkpoint names none; give one with -c."
     if "arch" in config:
         network = make_config({"arch": config["arch"]}).build("arch")
-        surplus = sorted(state.keys() - network.state_dict().keys())
+        surplus = sorted(name for name in state if "expert_help_pred" in name)  # RIDE's expert assignment
         state = {name: tensor for name, tensor in state.items() if name not in surplus}
         load_weights(network, state, source)
         note = f"Fits {config['arch']['type']}." + (f" Left out: {', '.join(surplus)}." if surplus else "")

@@ -55,7 +55,9 @@ def accuracy_table(frame: pd.DataFrame, value: str = "top1") -> pd.DataFrame:
     """
     rows, columns = frame["row"].unique(), frame["distribution"].unique()
     table = frame.groupby(["row", "distribution"], sort=False)[value].agg(mean_and_deviation).unstack()
-    return table.reindex(index=rows, columns=columns).fillna("-")
+    table = table.reindex(index=rows, columns=columns).fillna("-")
+    table.insert(0, "seeds", frame.groupby("row")["seed"].nunique().astype(str))
+    return table
 
 
 def cost_table(runs: Sequence[Mapping], totals: Mapping[tuple[str, str], pd.Series]) -> pd.DataFrame:
@@ -122,15 +124,15 @@ def groups_figure(frame: pd.DataFrame, title: str):
 
 
 def figures_of(frame: pd.DataFrame, data: str) -> dict:
-    """Plots of one data set's last epochs: "accuracy", "groups" and, where weights were learned, "weights"."""
+    """Plots of one data set's last epochs: "accuracy", "groups", and "METHOD_weights" where weights were learned."""
     figures = {"accuracy": accuracy_figure(frame, f"{data}: accuracy over the test class distributions")}
     if "uniform" in set(frame["distribution"]):
         figures["groups"] = groups_figure(frame, f"{data}: balanced test set")
-    learned = frame[frame["row"].str.endswith("test-time training")]
-    if len(learned):
-        weights = [column for column in frame if column.startswith("w") and column[1:].isdigit()]
-        mean = learned.groupby("distribution", sort=False)[weights].mean().dropna(axis=1)
-        figures["weights"] = weights_figure(mean, f"{data}: learned expert weights, mean over seeds")
+    weights = [column for column in frame if column.startswith("w") and column[1:].isdigit()]
+    for (row, method), group in frame.groupby(["row", "method"], sort=False):
+        if row.endswith("test-time training"):
+            mean = group.groupby("distribution", sort=False)[weights].mean().dropna(axis=1)
+            figures[f"{method}_weights"] = weights_figure(mean, f"{data}, {row}: expert weights, mean over seeds")
     return figures
 
 
@@ -153,8 +155,8 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def write_comparison(output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, command: str,
-                     commands: Mapping[tuple[str, str], Sequence[str]]) -> str:
+def write_comparison(output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, command: str, note: str,
+                     commands: Sequence[str]) -> str:
     """Write results.csv (every number), report.md and the plots.
 
     Args:
@@ -162,7 +164,8 @@ def write_comparison(output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, 
         rows: `records` of all runs.
         cost: `cost_table`.
         command: what was typed, for the record.
-        commands: (data, method) -> the same by hand, for one seed.
+        note: what else to know, e.g. which runs are missing.
+        commands: the same by hand, for one seed.
 
     Returns:
         The report.
@@ -171,12 +174,11 @@ def write_comparison(output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, 
     parts = []
     for data, of_data in frame.groupby("data", sort=False):
         for checkpoint, group in of_data.groupby("checkpoint", sort=False):
-            seeds = ", ".join(map(str, sorted(set(group["seed"]))))
-            parts += [f"## {data}, {checkpoint}", f"Top-1 in percent; mean ± standard deviation over seeds {seeds}.",
+            parts += [f"## {data}, {checkpoint}", "Top-1 in percent; mean ± standard deviation over the seeds.",
                       markdown_lines(accuracy_table(group), "method")]
             if "uniform" in set(group["distribution"]):
                 balanced = group[group["distribution"] == "uniform"]
-                shots = pd.concat([accuracy_table(balanced, g).set_axis([f"{g}-shot"], axis=1) for g in GROUPS], axis=1)
+                shots = pd.concat([accuracy_table(balanced, g)["uniform"].rename(f"{g}-shot") for g in GROUPS], axis=1)
                 parts += ["On the balanced test set:", markdown_lines(shots, "method")]
         if (published := published_table(data)) is not None:
             parts += [f"## {data}, published", "Full schedule, as in the paper (TADE with test-time training).",
@@ -184,8 +186,8 @@ def write_comparison(output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, 
         for name, figure in figures_of(of_data[of_data["checkpoint"] == "last epoch"], data).items():
             write_atomically(output / f"{data}_{name}.png", png(figure))
             parts.append(f"![{name}]({data}_{name}.png)")
-    by_hand = "\n".join(line for lines in commands.values() for line in lines)
-    parts = [f"# Comparison\n\n`{command}`, commit {commit()}", *parts, "## Cost",
+    by_hand = "\n".join(commands)
+    parts = [f"# Comparison\n\n`{command}`, commit {commit()}", *parts, "## Cost", note,
              markdown_lines(cost.set_index("data"), "data"),
              f"## By hand\n\nOne seed of each row; every run's log is beside its folder.\n\n```bash\n{by_hand}\n```"]
     report = "\n\n".join(part.rstrip() for part in parts) + "\n"
