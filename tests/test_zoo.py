@@ -1,0 +1,38 @@
+"""The checkpoints that are published with the code, as benchmarks/checkpoints/README.md describes them."""
+
+import re
+
+import pytest
+from conftest import ROOT, script
+
+from trainer.setup import make_config, parse_command_line
+from utils.checkpoint import load_checkpoint, load_weights, sha256
+
+FOLDER = ROOT / "benchmarks" / "checkpoints"
+#: | `file` | network | figures ... | `SHA-256` |
+ROWS = re.findall(r"^\| `([\w.]+\.pth)` .*`([0-9a-f]{64})` \|$", (FOLDER / "README.md").read_text(), re.M)
+
+
+def test_every_file_is_described():
+    assert sorted(name for name, _ in ROWS) == sorted(path.name for path in FOLDER.glob("*.pth")) and ROWS
+
+
+@pytest.mark.parametrize(("name", "digest"), ROWS)
+def test_a_checkpoint_is_whole_small_and_loads(name, digest):
+    path = FOLDER / name
+    assert sha256(path) == digest and path.stat().st_size <= 4e6
+    content = load_checkpoint(path)
+    network = make_config({"arch": content["config"]["arch"]}).build("arch")
+    load_weights(network, content["model"], path)
+    assert "optimizer" not in content and sum(content["cls_num_list"]) == 10847
+    assert all(not tensor.is_floating_point() or tensor.abs().max() < 1e4 for tensor in content["model"].values())
+
+
+def test_a_checkpoint_gives_its_accuracy(cifar_dir, tmp_path):
+    """The balanced test set of the real CIFAR-100, with the smallest network."""
+    name = "cifar100_ir100_softmax_20_epochs_seed1.pth"
+    row = next(line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
+    config = parse_command_line("", ["-r", str(FOLDER / name), "-o", str(tmp_path),
+                                     "--set", f"data_loader;args;data_dir={cifar_dir}"])
+    top1 = script("test").main(config)["distributions"]["uniform"]["top1"]
+    assert top1 == pytest.approx(float(row.split("|")[4]), abs=0.06)
