@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_data(runs)
         announce(f"{len(runs)} runs, {jobs} at a time; each writes a log beside its folder in {output}.")
         failures = carry_out_all(runs, jobs)
-        note = f"Training time is wall time, up to {jobs} runs sharing the machine."
+        note = f"Training time is wall time; runs side by side: {jobs}."
         if failures:
             note += f" Missing, because they failed: {', '.join(map(str, failures))}."
         if finished := [run for run in runs if run not in failures]:
