@@ -89,11 +89,8 @@ def finish_training(run: Run) -> None:
                         "the options it was started with.")
     if not is_trained(checkpoint):
         announce(f"{run}: training goes on after epoch {checkpoint['epoch']} of {config['trainer']['epochs']}")
-        train.main(parse_command_line("", ["-r", str(last), *device_options(run)], training=True))
-
-
-def device_options(run: Run) -> list[str]:
-    return list(run.arguments[run.arguments.index("-d"):][:2]) if "-d" in run.arguments else []
+        device = ["-d", config.device] if config.device else []
+        train.main(parse_command_line("", ["-r", str(last), *device], training=True))
 
 
 def clear_first_epoch(folder: Path) -> None:
