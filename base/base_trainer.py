@@ -31,6 +31,8 @@ class TrainerOptions:
         log_step: batches between two readings of the running loss.
         precision: "fp32", "bf16" or "fp16" (mixed precision, parameters stay in float32).
         compile: run the network through torch.compile (half as fast again on a CPU, after a minute of compiling).
+        mixup_alpha: train on mixtures of two images and of their losses, lambda ~ Beta(alpha, alpha) a batch
+            (Zhang et al., ICLR 2018, arXiv 1710.09412); 0 for none.
         tensorboard: write TensorBoard logs into the run folder.
         verbosity: 0 warnings, 1 one line an epoch, 2 everything.
         add_extra_info: accepted for the reference's configs, where it adds nothing that is not logged here.
@@ -45,6 +47,7 @@ class TrainerOptions:
     log_step: int = 50
     precision: str = "fp32"
     compile: bool = False
+    mixup_alpha: float = 0.0
     tensorboard: bool = True
     verbosity: int = 2
     add_extra_info: bool = False
@@ -53,6 +56,8 @@ class TrainerOptions:
         for name in ("epochs", "save_period", "valid_period", "log_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.mixup_alpha < 0:
+            raise ValueError(f"mixup_alpha must be at least 0, not {self.mixup_alpha}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f'precision must be "fp32", "bf16" or "fp16", not "{self.precision}"')
         if self.early_stop < 0 or (self.early_stop and self.monitor == "off"):

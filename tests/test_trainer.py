@@ -17,7 +17,7 @@ from model.loss import DiverseExpertLoss
 from model.model import ResNet32Model
 from trainer.schedule import CustomLR
 from trainer.setup import make_config
-from trainer.trainer import Trainer
+from trainer.trainer import Trainer, mixup
 from utils.checkpoint import load_checkpoint
 from utils.errors import Interrupted, UserError
 
@@ -143,6 +143,38 @@ def test_early_stop(digits_config):
     assert train(make_config(digits_config))["epoch"] < 6
 
 
+def test_mixup_mixes_images_and_losses(tmp_path):
+    images = torch.eye(4)[:, :, None, None].contiguous(memory_format=torch.channels_last)  # [4, 4, 1, 1]
+    mixed, partner, share = mixup(images, 0.4, torch.Generator().manual_seed(3))
+    assert 0.5 <= share < 1 and sorted(partner.tolist()) == [0, 1, 2, 3]
+    assert torch.allclose(mixed.flatten(1), share * torch.eye(4) + (1 - share) * torch.eye(4)[partner])
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    shares = [mixup(images, 0.4, generator)[2] for generator in [torch.Generator().manual_seed(1)] for _ in range(4000)]
+    # E max(x, 1 - x) of Beta(0.4, 0.4), by integrating its density
+    x = np.linspace(0, 1, 2_000_001)[1:-1]
+    density = (x * (1 - x)) ** -0.6
+    assert np.mean(shares) == pytest.approx((np.maximum(x, 1 - x) * density).sum() / density.sum(), abs=0.01)
+
+    trainer, _ = golden_trainer(tmp_path, torch.float32)
+    trainer.options.mixup_alpha = 0.4
+    images, target = torch.randn(8, 3, 32, 32), torch.arange(8)
+    mixed, partner, share = mixup(images, 0.4, torch.Generator().manual_seed(5))
+    trainer.network.train()
+    loss, output = trainer.train_step(images, target, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected = [trainer.criterion(output, labels) for labels in (target, target[partner])]
+    assert loss == pytest.approx(float(share * expected[0] + (1 - share) * expected[1]), rel=1e-6)
+
+
+def test_mixup_repeats_and_resumes(digits_config):
+    digits_config["trainer"] |= {"epochs": 1, "mixup_alpha": 0.4}
+    first = train(make_config(digits_config, run_id="first"))
+    digits_config["trainer"]["epochs"] = 2
+    resumed = train(make_config(digits_config, resume=Path(first["last"]), run_id="resumed"))
+    unbroken = train(make_config(digits_config, run_id="unbroken"))
+    assert_same_training(resumed, unbroken)
+
+
 def test_monitored_value_must_be_there(digits_config, tmp_path):
     digits_config["trainer"]["monitor"] = "max val_few"
     digits_config["data_loader"]["args"]["imb_factor"] = 1.0  # no few-shot class
@@ -226,7 +258,7 @@ sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch, torch.distributed as dist
 from conftest import script
 from trainer.setup import make_config
-from trainer.trainer import Trainer
+from trainer.trainer import Trainer, mixup
 from utils import distributed
 from utils.parse_config import read_json
 

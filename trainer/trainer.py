@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from trainer.evaluator import expert_logits, inference_copy
 from utils import distributed
 from utils.errors import UserError, unknown
 from utils.logger import progress
+from utils.seed import MIXUP, epoch_generator
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,6 +36,27 @@ class MixedPrecision(nn.Module):
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
             output = self.network(images)
         return {name: tensor.float() for name, tensor in output.items()}
+
+
+def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Mix every image of a batch with another one (Zhang et al., ICLR 2018, arXiv 1710.09412, equation 1).
+
+    One lambda ~ Beta(alpha, alpha) a batch. The larger share is an image's own, so that training accuracy keeps its
+    meaning; over all pairs of a batch this is the same as not ordering the shares.
+
+    Args:
+        images: [B, 3, H, W].
+        alpha: above 0; 0.4 for long-tailed CIFAR (BalPoE, arXiv 2305.14217).
+        generator: of lambda and the partners, on the CPU.
+
+    Returns:
+        The mixtures [B, 3, H, W], in the memory format of the images; the rows of their partners, [B]; the share of
+        their own image, in 0.5..1.
+    """
+    own = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator))).beta(alpha, alpha)
+    share = max(own, 1 - own)
+    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    return torch.lerp(images[partner], images, share), partner, share
 
 
 class Trainer(BaseTrainer):
@@ -68,10 +91,19 @@ class Trainer(BaseTrainer):
         groups = [f"val_{name}" for name in (*self.metrics, *self.groups)]
         return ["loss", "accuracy", "val_loss", *groups, *experts]
 
-    def train_step(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One update on a batch [B, 3, H, W], [B]; returns the loss and the network's output, both detached."""
-        output = self.network(images)
-        loss = self.criterion(output, target)
+    def train_step(self, images: Tensor, target: Tensor,
+                   generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """One update on a batch [B, 3, H, W], [B]; returns the loss and the network's output, both detached.
+
+        The generator is needed for mixup alone.
+        """
+        if self.options.mixup_alpha:
+            images, partner, share = mixup(images, self.options.mixup_alpha, generator)
+            output = self.network(images)
+            loss = share * self.criterion(output, target) + (1 - share) * self.criterion(output, target[partner])
+        else:
+            output = self.network(images)
+            loss = self.criterion(output, target)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -84,6 +116,7 @@ class Trainer(BaseTrainer):
             self.criterion.set_epoch(epoch)
         self.loader.set_epoch(epoch)
         sums = torch.zeros(3, device=self.device)  # loss, correct, images
+        generator = epoch_generator(self.loader.seed, epoch, MIXUP)
         start = time.perf_counter()
         bar = progress(self.loader, f"epoch {epoch}/{self.options.epochs}", total=len(self.loader))
         for step, (images, target) in enumerate(bar):
@@ -92,7 +125,7 @@ class Trainer(BaseTrainer):
                 self.tensorboard.images("input/images", (shown - shown.amin()) / (shown.amax() - shown.amin()), epoch)
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             target = target.to(self.device, non_blocking=True)
-            loss, output = self.train_step(images, target)
+            loss, output = self.train_step(images, target, generator)
             sums += torch.stack([loss * len(target), (output["output"].argmax(1) == target).sum(),
                                  torch.tensor(float(len(target)), device=self.device)])
             if (step + 1) % self.options.log_step == 0:

@@ -5,7 +5,8 @@ import random
 import numpy as np
 import torch
 
-TRAINING, VIEWS, SHUFFLE = 0, 1, 2  # streams: order and augmentation, test-time views, order of test-time updates
+# Streams: order and augmentation, test-time views, order of test-time updates, partners in mixup.
+TRAINING, VIEWS, SHUFFLE, MIXUP = 0, 1, 2, 3
 
 
 def seed_everything(seed: int) -> None:
@@ -22,7 +23,7 @@ def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
     Args:
         seed: the run's seed.
         epoch: epoch or pass number.
-        stream: separates independent uses of the same epoch, TRAINING, VIEWS or SHUFFLE.
+        stream: separates independent uses of the same epoch, TRAINING, VIEWS, SHUFFLE or MIXUP.
     """
     mixed = np.random.SeedSequence([seed, epoch, stream]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(mixed[0]) << 32 | int(mixed[1]))
