@@ -85,8 +85,10 @@ def finish_training(run: Run) -> None:
         return
     checkpoint = load_checkpoint(last)
     if difference := first_difference(checkpoint["config"], config.config):
-        raise UserError(f"{run.folder} holds a run with other options ({difference}): choose another --output, or give "
-                        "the options it was started with.")
+        raise UserError(
+            f"{run.folder} holds a run with other options ({difference}): choose another --output, or give "
+            "the options it was started with."
+        )
     if not is_trained(checkpoint):
         announce(f"{run}: training goes on after epoch {checkpoint['epoch']} of {config['trainer']['epochs']}")
         device = ["-d", config.device] if config.device else []
@@ -101,16 +103,21 @@ def clear_first_epoch(folder: Path) -> None:
     """
     later = [path for path in folder.glob("*.pth") if (load_checkpoint(path)["epoch"] or 2) > 1]
     if later:
-        raise UserError(f"{folder} has {later[0].name} but no last.pth: copy it to last.pth to go on from there, or "
-                        "remove the folder to start again.")
+        raise UserError(
+            f"{folder} has {later[0].name} but no last.pth: copy it to last.pth to go on from there, or "
+            "remove the folder to start again."
+        )
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_trained(checkpoint: dict) -> bool:
     """Whether a run has all its epochs, or has stopped by itself."""
     options = TrainerOptions(**checkpoint["config"]["trainer"])
-    return checkpoint["epoch"] >= options.epochs or \
-        bool(options.early_stop) and checkpoint["checks_since_best"] >= options.early_stop
+    return (
+        checkpoint["epoch"] >= options.epochs
+        or bool(options.early_stop)
+        and checkpoint["checks_since_best"] >= options.early_stop
+    )
 
 
 def first_difference(before: dict, now: dict, path: str = "") -> str | None:
@@ -149,6 +156,7 @@ def announce(message: str) -> None:
 
 def end_with_parent() -> None:
     """Start of a worker process: it must not outlive the one that started it, not even if that one is killed."""
+
     def wait() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
@@ -161,8 +169,9 @@ def jobs_at_once(runs: list[Run], device: str | None) -> int:
     on_gpu = device != "cpu" and (torch.cuda.is_available() or device is not None)
     if not on_gpu:
         return min(len(runs), usable_cores())
-    small = all(issubclass(COMPONENTS["data_loader"][run.config()["data_loader"]["type"]], InMemoryDataLoader)
-                for run in runs)
+    small = all(
+        issubclass(COMPONENTS["data_loader"][run.config()["data_loader"]["type"]], InMemoryDataLoader) for run in runs
+    )
     return min(len(runs), SHARED_GPU_RUNS) if small else 1
 
 
@@ -185,8 +194,10 @@ def carry_out_all(runs: list[Run], jobs: int) -> dict[Run, UserError]:
                     future.result()
                     announce(f"{run}: done")
                 except BrokenProcessPool:
-                    raise UserError("A worker process was killed (out of memory?): start again to go on, with fewer "
-                                    "--jobs if memory is short.") from None
+                    raise UserError(
+                        "A worker process was killed (out of memory?): start again to go on, with fewer "
+                        "--jobs if memory is short."
+                    ) from None
                 except UserError as error:
                     failures[run] = error
                     announce(f"{run}: {error}")
@@ -206,12 +217,25 @@ def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
             for job in ("test_all", "test_train"):
                 file = results_file(run, name, job)
                 if file.exists():
-                    rows += records(json.loads(file.read_text()), data=run.data, method=run.method, seed=run.seed,
-                                    checkpoint="last epoch" if name == "last" else "best epoch",
-                                    learned=job == "test_train", weighed=run.adapt_arguments is not None)
-        costs.append({"data": run.data, "method": run.method, "epochs": checkpoint["epoch"],
-                      "seconds": checkpoint.get("seconds"), "device": checkpoint.get("device") or tested["device"],
-                      "torch": tested["torch"]})
+                    rows += records(
+                        json.loads(file.read_text()),
+                        data=run.data,
+                        method=run.method,
+                        seed=run.seed,
+                        checkpoint="last epoch" if name == "last" else "best epoch",
+                        learned=job == "test_train",
+                        weighed=run.adapt_arguments is not None,
+                    )
+        costs.append(
+            {
+                "data": run.data,
+                "method": run.method,
+                "epochs": checkpoint["epoch"],
+                "seconds": checkpoint.get("seconds"),
+                "device": checkpoint.get("device") or tested["device"],
+                "torch": tested["torch"],
+            }
+        )
     first = {(run.data, run.method): run for run in reversed(runs)}
     cost = cost_table(costs, {key: cost_of(run.config()).loc["total"] for key, run in first.items()})
     commands = [line for run in reversed(first.values()) for line in run.commands()]
@@ -234,8 +258,9 @@ def alone_in(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"Another reproduce.py is at work in {output}: wait for it, or choose another "
-                            "--output.") from error
+            raise UserError(
+                f"Another reproduce.py is at work in {output}: wait for it, or choose another --output."
+            ) from error
         yield
 
 
@@ -252,20 +277,43 @@ def check_data(runs: list[Run]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", metavar="NAME", default=["cifar100_ir100"],
-                        help="data sets with their imbalance ratio, as in the names of configs (default: %(default)s)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", default=list(METHODS),
-                        help="methods, as in the names of configs (default: %(default)s)")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="NAME",
+        default=["cifar100_ir100"],
+        help="data sets with their imbalance ratio, as in the names of configs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        default=list(METHODS),
+        help="methods, as in the names of configs (default: %(default)s)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="one run each (default: 1)")
     parser.add_argument("--epochs", type=int, help="shorten the schedule to so many epochs, steps in proportion")
     parser.add_argument("--quick", action="store_true", help="two epochs, three distributions, one test-time pass")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY;PATH=VALUE", dest="assignments",
-                        help="any value of the training configs; data_loader also in testing, aggregator only there")
-    parser.add_argument("--jobs", type=int, help="runs side by side (default: one a core; on a GPU "
-                        f"{SHARED_GPU_RUNS} with small images, else 1)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY;PATH=VALUE",
+        dest="assignments",
+        help="any value of the training configs; data_loader also in testing, aggregator only there",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help=f"runs side by side (default: one a core; on a GPU {SHARED_GPU_RUNS} with small images, else 1)",
+    )
     parser.add_argument("-d", "--device", help="as in train.py")
-    parser.add_argument("-o", "--output", type=Path,
-                        help="folder (default: saved/reproduce, with _quick or _N_epochs where that applies)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="folder (default: saved/reproduce, with _quick or _N_epochs where that applies)",
+    )
     args = parser.parse_args(arguments)
     for name in ("epochs", "jobs"):
         if (value := getattr(args, name)) is not None and value < 1:
@@ -273,8 +321,16 @@ def main(arguments: list[str] | None = None) -> int:
     kind = "_quick" if args.quick else f"_{args.epochs}_epochs" if args.epochs else ""
     output = args.output or Path("saved", f"reproduce{kind}")
     epochs = args.epochs or (QUICK_EPOCHS if args.quick else None)
-    runs = plan_runs(args.data, args.methods, args.seeds, output, epochs=epochs, assignments=args.assignments,
-                     device=args.device, quick=args.quick)
+    runs = plan_runs(
+        args.data,
+        args.methods,
+        args.seeds,
+        output,
+        epochs=epochs,
+        assignments=args.assignments,
+        device=args.device,
+        quick=args.quick,
+    )
     jobs = min(args.jobs or jobs_at_once(runs, args.device), len(runs))
     make_folder(output)
     with alone_in(output):

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on the balanced test set: top-1, many / medium / few-shot classes, each expert.
 
-  python test.py -r saved/NAME/RUN/last.pth
+python test.py -r saved/NAME/RUN/last.pth
 """
 
 from trainer.setup import run_script

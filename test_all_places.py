@@ -1,6 +1,6 @@
 """Evaluate a Places-LT checkpoint on every test class distribution, its experts weighted equally.
 
-  python test_all_places.py -r saved/NAME/RUN/last.pth
+python test_all_places.py -r saved/NAME/RUN/last.pth
 """
 
 from trainer.setup import run_script

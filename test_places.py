@@ -1,6 +1,6 @@
 """Evaluate a Places-LT checkpoint on the balanced test set: top-1, many / medium / few-shot classes, each expert.
 
-  python test_places.py -r saved/NAME/RUN/last.pth
+python test_places.py -r saved/NAME/RUN/last.pth
 """
 
 from trainer.setup import run_script

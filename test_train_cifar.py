@@ -1,6 +1,6 @@
 """Learn the expert weights on the unlabelled images of every test class distribution of CIFAR-LT, then evaluate.
 
-  python test_train_cifar.py -c configs/test_time_cifar100_ir100_tade.json -r saved/NAME/RUN/last.pth
+python test_train_cifar.py -c configs/test_time_cifar100_ir100_tade.json -r saved/NAME/RUN/last.pth
 """
 
 from trainer.setup import run_script

@@ -1,6 +1,6 @@
 """Learn the expert weights on the unlabelled images of every test class distribution of ImageNet-LT, then evaluate.
 
-  python test_train_imagenet.py -c configs/test_time_imagenet_lt_resnext50_tade.json -r saved/NAME/RUN/last.pth
+python test_train_imagenet.py -c configs/test_time_imagenet_lt_resnext50_tade.json -r saved/NAME/RUN/last.pth
 """
 
 from trainer.setup import run_script

@@ -1,6 +1,6 @@
 """Learn the expert weights on the unlabelled images of every test distribution of iNaturalist 2018, then evaluate.
 
-  python test_train_inat.py -c configs/test_time_iNaturalist_resnet50_tade.json -r saved/NAME/RUN/last.pth
+python test_train_inat.py -c configs/test_time_iNaturalist_resnet50_tade.json -r saved/NAME/RUN/last.pth
 """
 
 from trainer.setup import run_script

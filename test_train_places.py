@@ -1,6 +1,6 @@
 """Learn the expert weights on the unlabelled images of every test class distribution of Places-LT, then evaluate.
 
-  python test_train_places.py -c configs/test_time_places_lt_resnet152_tade.json -r saved/NAME/RUN/last.pth
+python test_train_places.py -c configs/test_time_places_lt_resnet152_tade.json -r saved/NAME/RUN/last.pth
 """
 
 from trainer.setup import run_script

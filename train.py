@@ -1,8 +1,8 @@
 """Train a network.
 
-  python train.py -c configs/config_cifar100_ir100_tade.json      start
-  python train.py -r saved/NAME/RUN/last.pth                      go on
-  torchrun --nproc_per_node 4 train.py -c ...                     several processes
+python train.py -c configs/config_cifar100_ir100_tade.json      start
+python train.py -r saved/NAME/RUN/last.pth                      go on
+torchrun --nproc_per_node 4 train.py -c ...                     several processes
 """
 
 from pathlib import Path
@@ -50,14 +50,31 @@ def main(config: ConfigParser) -> dict:
     if config.get("weights") and not checkpoint:
         load_start_weights(config, network)
     run_dir = choose_run_dir(config, Path(options.save_dir), checkpoint)
-    trainer = Trainer(network, criterion, metrics, loader, optimizer, scheduler, options, run_dir,
-                      {"config": config.config, "cls_num_list": loader.cls_num_list, "class_map": loader.class_map,
-                       "seed": seed, "device": device_name(device)}, gpus)
+    trainer = Trainer(
+        network,
+        criterion,
+        metrics,
+        loader,
+        optimizer,
+        scheduler,
+        options,
+        run_dir,
+        {
+            "config": config.config,
+            "cls_num_list": loader.cls_num_list,
+            "class_map": loader.class_map,
+            "seed": seed,
+            "device": device_name(device),
+        },
+        gpus,
+    )
     if checkpoint:
         trainer.resume(checkpoint, config.resume)
     create_run_dir(config, run_dir)
-    logger.info(f"{config['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
-                f"{len(loader)} batches an epoch. Run folder: {run_dir}")
+    logger.info(
+        f"{config['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
+        f"{len(loader)} batches an epoch. Run folder: {run_dir}"
+    )
     results = trainer.train()
     if distributed.is_main():
         logger.info(f"Done. Last epoch: {results['last']}" + (f", best: {results['best']}" if results["best"] else ""))

@@ -46,8 +46,9 @@ class BaseDataLoader(ABC):
             UserError: there are fewer images in a batch than processes.
         """
         if self.batch_size < world_size:
-            raise UserError(f"batch_size is {self.batch_size} for all of {world_size} processes: make it at least "
-                            f"{world_size}.")
+            raise UserError(
+                f"batch_size is {self.batch_size} for all of {world_size} processes: make it at least {world_size}."
+            )
         self.device, self.seed, self.rank, self.world_size = device, seed, rank, world_size
 
     def set_epoch(self, epoch: int) -> None:

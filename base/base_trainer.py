@@ -78,8 +78,15 @@ class BaseTrainer(ABC):
         extra_state: plain values every checkpoint carries: config, class counts, class map, seed.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler, options: TrainerOptions,
-                 run_dir: Path, extra_state: dict):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler,
+        options: TrainerOptions,
+        run_dir: Path,
+        extra_state: dict,
+    ):
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.options, self.run_dir, self.extra_state = options, run_dir, extra_state
         self.scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=options.precision == "fp16")
@@ -118,16 +125,23 @@ class BaseTrainer(ABC):
                 for epoch in range(self.start_epoch, self.options.epochs + 1):
                     values = self._one_epoch(epoch)
                     if self.options.early_stop and self.checks_since_best >= self.options.early_stop:
-                        self.logger.info(f"{self.monitored} has not improved for {self.checks_since_best} "
-                                         f"validations: stopping after epoch {epoch}.")
+                        self.logger.info(
+                            f"{self.monitored} has not improved for {self.checks_since_best} "
+                            f"validations: stopping after epoch {epoch}."
+                        )
                         break
             except KeyboardInterrupt:
                 raise Interrupted(f"Stopped. {self._how_to_go_on()}") from None
             finally:
                 self.tensorboard.close()
         best = self.run_dir / "model_best.pth"
-        return {**values, "run_dir": str(self.run_dir), "last": str(self.run_dir / "last.pth"),
-                "best": str(best) if self.best_epoch and best.exists() else None, "best_epoch": self.best_epoch}
+        return {
+            **values,
+            "run_dir": str(self.run_dir),
+            "last": str(self.run_dir / "last.pth"),
+            "best": str(best) if self.best_epoch and best.exists() else None,
+            "best_epoch": self.best_epoch,
+        }
 
     def _one_epoch(self, epoch: int) -> dict:
         start = time.perf_counter()
@@ -137,8 +151,11 @@ class BaseTrainer(ABC):
             # One process validates for all: they must agree on when to stop.
             values |= distributed.from_first_process(self.validate(epoch) if distributed.is_main() else None)
         self.scheduler.step()
-        self.logger.info("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-                                   for k, v in values.items() if v is not None))
+        self.logger.info(
+            "  ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items() if v is not None
+            )
+        )
         improved = self._improved(values, epoch) if validated else False
         self.seconds += time.perf_counter() - start
         if distributed.is_main():
@@ -153,8 +170,10 @@ class BaseTrainer(ABC):
             return False
         value = values[self.monitored]
         if value is None:
-            raise UserError(f'trainer;monitor names "{self.monitored}", and no validation image belongs to that group: '
-                            f"choose one of {', '.join(k for k, v in values.items() if isinstance(v, float))}.")
+            raise UserError(
+                f'trainer;monitor names "{self.monitored}", and no validation image belongs to that group: '
+                f"choose one of {', '.join(k for k, v in values.items() if isinstance(v, float))}."
+            )
         self.checks_since_best += 1
         if self.best is not None and self.sign * value <= self.sign * self.best:
             return False
@@ -164,11 +183,14 @@ class BaseTrainer(ABC):
     def _save(self, epoch: int, improved: bool) -> None:
         state = self.state(epoch)
         if epoch % self.options.save_period == 0:
-            save_checkpoint(self.run_dir / f"checkpoint-epoch{epoch}.pth",
-                            {**state, "selected_by": "kept every save_period epochs"})
+            save_checkpoint(
+                self.run_dir / f"checkpoint-epoch{epoch}.pth", {**state, "selected_by": "kept every save_period epochs"}
+            )
         if improved:
-            save_checkpoint(self.run_dir / "model_best.pth",
-                            {**state, "selected_by": f"best so far: {self.options.monitor} {self.validation_source}"})
+            save_checkpoint(
+                self.run_dir / "model_best.pth",
+                {**state, "selected_by": f"best so far: {self.options.monitor} {self.validation_source}"},
+            )
         # The last to be written: a run that is stopped before goes back and writes the others again.
         save_checkpoint(self.run_dir / "last.pth", {**state, "selected_by": "the last so far"})
 
@@ -180,10 +202,19 @@ class BaseTrainer(ABC):
         random_states = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             random_states["cuda"] = torch.cuda.get_rng_state_all()
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(), "scaler": self.scaler.state_dict(), "random": random_states,
-                "epoch": epoch, "best": self.best, "best_epoch": self.best_epoch,
-                "checks_since_best": self.checks_since_best, "seconds": self.seconds, **self.extra_state}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_states,
+            "epoch": epoch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "checks_since_best": self.checks_since_best,
+            "seconds": self.seconds,
+            **self.extra_state,
+        }
 
     def resume(self, checkpoint: dict, path: Path) -> None:
         """Take up where a checkpoint of this project left off.
@@ -193,13 +224,18 @@ class BaseTrainer(ABC):
         """
         missing = {"optimizer", "scheduler", "scaler", "random", "epoch", "best", "best_epoch"} - checkpoint.keys()
         if missing:
-            raise UserError(f"{path} holds weights alone, so that training cannot go on from it: "
-                            "give a last.pth or checkpoint-epoch*.pth.")
-        kinds = [(config or {}).get("optimizer", {}).get("type")
-                 for config in (checkpoint.get("config"), self.extra_state.get("config"))]
+            raise UserError(
+                f"{path} holds weights alone, so that training cannot go on from it: "
+                "give a last.pth or checkpoint-epoch*.pth."
+            )
+        kinds = [
+            (config or {}).get("optimizer", {}).get("type")
+            for config in (checkpoint.get("config"), self.extra_state.get("config"))
+        ]
         if kinds[0] != kinds[1]:
-            raise UserError(f"{path} was trained with {kinds[0]} and cannot go on with {kinds[1]}: keep the "
-                            "optimizer's type.")
+            raise UserError(
+                f"{path} was trained with {kinds[0]} and cannot go on with {kinds[1]}: keep the optimizer's type."
+            )
         if checkpoint["epoch"] >= self.options.epochs:
             raise UserError(f"This run has its {self.options.epochs} epochs already: ask for more with --epochs.")
         load_weights(self.model, checkpoint["model"], path)
@@ -226,8 +262,10 @@ class BaseTrainer(ABC):
             rates.append(group["lr"] * change)
             group.update(configured, lr=rates[-1])
         if isinstance(self.scheduler, LambdaLR):  # in closed form, so that moved steps count too
-            rates = [base * factor(self.scheduler.last_epoch)
-                     for base, factor in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)]
+            rates = [
+                base * factor(self.scheduler.last_epoch)
+                for base, factor in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+            ]
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         self.scheduler._last_lr = rates

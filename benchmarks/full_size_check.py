@@ -27,9 +27,11 @@ from utils.logger import get_logger  # noqa: E402
 from utils.parse_config import read_json  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA_SETS = {"config_imagenet_lt_resnext50_tade.json": ("ImageNet_LT/ImageNet_LT", 50),
-             "config_places_lt_resnet152_tade.json": ("Places_LT_v2/Places_LT", 100),
-             "config_iNaturalist_resnet50_tade.json": ("iNaturalist18/iNaturalist18", 3)}
+DATA_SETS = {
+    "config_imagenet_lt_resnext50_tade.json": ("ImageNet_LT/ImageNet_LT", 50),
+    "config_places_lt_resnet152_tade.json": ("Places_LT_v2/Places_LT", 100),
+    "config_iNaturalist_resnet50_tade.json": ("iNaturalist18/iNaturalist18", 3),
+}
 
 
 def profile(total: int, classes: int, largest: int, smallest: int) -> np.ndarray:
@@ -70,13 +72,21 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures = manifest[f"{lists}_train.txt"]
             counts = profile(figures["lines"], classes, figures["max_per_class"], figures["min_per_class"])
-            for split, split_counts in (("train", counts), ("val", np.full(classes, per_class)),
-                                        ("test", np.full(classes, per_class))):
+            for split, split_counts in (
+                ("train", counts),
+                ("val", np.full(classes, per_class)),
+                ("test", np.full(classes, per_class)),
+            ):
                 path = Path(folder) / f"{lists}_{split}.txt"
                 path.parent.mkdir(exist_ok=True)
                 write_list(path, split_counts, pool)
-            config["data_loader"]["args"] |= {"data_dir": str(args.data_dir), "list_dir": folder, "num_workers": 1,
-                                              "batch_size": 8, "image_size": args.image_size}
+            config["data_loader"]["args"] |= {
+                "data_dir": str(args.data_dir),
+                "list_dir": folder,
+                "num_workers": 1,
+                "batch_size": 8,
+                "image_size": args.image_size,
+            }
             config = make_config(config)
             before, start = memory(), time.perf_counter()
             loader = build_loader(config, torch.device("cpu"))
@@ -97,9 +107,12 @@ def main() -> None:
         loader.test_images = loader.test_images.first(args.rows)
         start = time.perf_counter()
         logits = expert_logits(inference_copy(network), loader.test_batches(), torch.device("cpu"), "rows")
-        print(f"{lists.split('/')[1]}: {sum(loader.cls_num_list)} training images, loader ready in {ready:.2f} s and "
-              f"{loader_memory:.2f} GB, first batch after {first_batch:.1f} s, a step of 8 images {step:.1f} s (loss "
-              f"{loss.item():.2f}), logits {list(logits.shape)} in {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"{lists.split('/')[1]}: {sum(loader.cls_num_list)} training images, loader ready in {ready:.2f} s and "
+            f"{loader_memory:.2f} GB, first batch after {first_batch:.1f} s, a step of 8 images {step:.1f} s (loss "
+            f"{loss.item():.2f}), logits {list(logits.shape)} in {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
         del batches, loader, network, optimizer
 
 

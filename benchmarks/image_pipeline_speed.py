@@ -39,8 +39,15 @@ def main() -> None:
     images = ImageList.read(args.list, args.data_dir)
     rows = [int(r) for r in torch.linspace(0, len(images) - 1, args.images)]
     t = torchvision().transforms
-    plain_pipeline = t.Compose([t.RandomResizedCrop(224), t.RandomHorizontalFlip(), t.ColorJitter(0.4, 0.4, 0.4, 0),
-                                t.ToTensor(), t.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    plain_pipeline = t.Compose(
+        [
+            t.RandomResizedCrop(224),
+            t.RandomHorizontalFlip(),
+            t.ColorJitter(0.4, 0.4, 0.4, 0),
+            t.ToTensor(),
+            t.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
     dataset = ListDataset(images, [image_transforms.training(224, 0.4)], skip_bad=False)
 
     def plain(part: list[int]) -> torch.Tensor:

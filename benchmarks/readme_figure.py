@@ -1,6 +1,6 @@
 """The picture at the top of the README, from the results.json of a test-time training.
 
-  python benchmarks/readme_figure.py RESULTS.json OUT.png
+python benchmarks/readme_figure.py RESULTS.json OUT.png
 """
 
 import json
@@ -17,8 +17,10 @@ def main(results_path: str, out: str) -> None:
     names = list(entries)
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     accuracy, weights = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for key, colour, label in (("equal_weights_top1", GREY, "experts weighted equally"),
-                               ("top1", INK, "weights learned from unlabelled test images")):
+    for key, colour, label in (
+        ("equal_weights_top1", GREY, "experts weighted equally"),
+        ("top1", INK, "weights learned from unlabelled test images"),
+    ):
         accuracy.plot(names, [e[key] for e in entries.values()], color=colour, marker="o", linewidth=2, label=label)
     below = [0.0] * len(names)
     for expert in range(len(entries[names[0]]["weights"])):

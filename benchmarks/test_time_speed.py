@@ -74,9 +74,17 @@ def our_evaluation(network, loader, distributions, device):
 
 def pillow_views(loader):
     t = torchvision().transforms
-    return t.Compose([t.RandomCrop(32, padding=4), t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-                      t.RandomGrayscale(p=0.2), t.RandomApply([t.GaussianBlur(17, (0.1, 2.0))], p=0.2),
-                      t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize(loader.mean, loader.std)])
+    return t.Compose(
+        [
+            t.RandomCrop(32, padding=4),
+            t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            t.RandomGrayscale(p=0.2),
+            t.RandomApply([t.GaussianBlur(17, (0.1, 2.0))], p=0.2),
+            t.RandomHorizontalFlip(),
+            t.ToTensor(),
+            t.Normalize(loader.mean, loader.std),
+        ]
+    )
 
 
 def plain_test_time_training(network, loader, distributions, device):
@@ -95,8 +103,14 @@ def plain_test_time_training(network, loader, distributions, device):
 
 
 def our_test_time_training(network, loader, distributions, device):
-    fit_aggregators(inference_copy(network), loader, distributions,
-                    lambda: StabilityAggregator(3, sgd, epochs=1, batch_size=BATCH), 1, device)
+    fit_aggregators(
+        inference_copy(network),
+        loader,
+        distributions,
+        lambda: StabilityAggregator(3, sgd, epochs=1, batch_size=BATCH),
+        1,
+        device,
+    )
 
 
 def seconds(function, *arguments) -> float:
@@ -126,8 +140,10 @@ def main() -> None:
     plain, ours = (f(network, loader, distributions, device) for f in (plain_evaluation, our_evaluation))
     assert max(abs(plain[n] - ours[n]) for n in plain) < 0.5, "the two ways of evaluating disagree"
     results = {}
-    jobs = {"evaluation": (plain_evaluation, our_evaluation),
-            "test-time training": (plain_test_time_training, our_test_time_training)}
+    jobs = {
+        "evaluation": (plain_evaluation, our_evaluation),
+        "test-time training": (plain_test_time_training, our_test_time_training),
+    }
     for job, sides in jobs.items():
         if args.job not in (None, job):
             continue
@@ -139,11 +155,25 @@ def main() -> None:
     if args.output:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({
-            "command": "python " + " ".join(sys.argv), "commit": commit, "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
-            "threads": torch.get_num_threads(), "images": args.images, "distributions": len(distributions),
-            "repeats": args.repeats, "results": results}, indent=2) + "\n")
+        args.output.write_text(
+            json.dumps(
+                {
+                    "command": "python " + " ".join(sys.argv),
+                    "commit": commit,
+                    "torch": torch.__version__,
+                    "device": torch.cuda.get_device_name(device)
+                    if device.type == "cuda"
+                    else platform.processor() or "CPU",
+                    "threads": torch.get_num_threads(),
+                    "images": args.images,
+                    "distributions": len(distributions),
+                    "repeats": args.repeats,
+                    "results": results,
+                },
+                indent=2,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

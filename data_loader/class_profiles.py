@@ -8,8 +8,19 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-CIFAR_DISTRIBUTIONS = ("forward50", "forward25", "forward10", "forward5", "forward2", "uniform",
-                       "backward2", "backward5", "backward10", "backward25", "backward50")
+CIFAR_DISTRIBUTIONS = (
+    "forward50",
+    "forward25",
+    "forward10",
+    "forward5",
+    "forward2",
+    "uniform",
+    "backward2",
+    "backward5",
+    "backward10",
+    "backward25",
+    "backward50",
+)
 SHOT_GROUPS = ("many", "medium", "few")
 SUBSET_SEED = 0  # long-tailed subsets are part of the benchmark's definition, not of a run's randomness
 
@@ -29,8 +40,10 @@ def long_tail_counts(largest: int, num_classes: int, imb_factor: float) -> list[
         raise ValueError(f"imb_factor must lie in (0, 1] (0.01 is imbalance ratio 100), not {imb_factor}")
     counts = [int(largest * imb_factor ** (c / (num_classes - 1))) for c in range(num_classes)]
     if counts[-1] < 1:
-        raise ValueError(f"imb_factor {imb_factor} leaves the rarest class without an image; "
-                         f"with {largest} images in the largest class it must be at least {1 / largest:g}")
+        raise ValueError(
+            f"imb_factor {imb_factor} leaves the rarest class without an image; "
+            f"with {largest} images in the largest class it must be at least {1 / largest:g}"
+        )
     return counts
 
 
@@ -44,8 +57,10 @@ def parse_distribution(name: str) -> tuple[str, float]:
         return name, 1.0
     match = re.fullmatch(r"(forward|backward)(\d+(?:\.\d+)?)", name)
     if not match or float(match[2]) < 1:
-        raise ValueError(f'unknown test distribution "{name}": use "uniform", or "forward" or "backward" followed by '
-                         'a ratio of at least 1, such as "forward50"')
+        raise ValueError(
+            f'unknown test distribution "{name}": use "uniform", or "forward" or "backward" followed by '
+            'a ratio of at least 1, such as "forward50"'
+        )
     return match[1], float(match[2])
 
 
@@ -100,8 +115,9 @@ def draw_rows(targets: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     return np.concatenate(kept)
 
 
-def draw_distributions(targets: np.ndarray, cls_num_list: Sequence[int],
-                       names: Iterable[str] = CIFAR_DISTRIBUTIONS) -> dict[str, np.ndarray]:
+def draw_distributions(
+    targets: np.ndarray, cls_num_list: Sequence[int], names: Iterable[str] = CIFAR_DISTRIBUTIONS
+) -> dict[str, np.ndarray]:
     """Rows of a test set that make up each test distribution; "uniform" is the whole of a balanced set, in file order.
 
     Of a test set that is not balanced, every class offers as many images as the smallest one has; a class without a
@@ -116,7 +132,8 @@ def draw_distributions(targets: np.ndarray, cls_num_list: Sequence[int],
     smallest = int(available[available > 0].min())
     balanced = smallest == available.max()
     return {
-        name: np.arange(len(targets)) if name == "uniform" and balanced
+        name: np.arange(len(targets))
+        if name == "uniform" and balanced
         else draw_rows(targets, distribution_counts(smallest, cls_num_list, name))
         for name in names
     }

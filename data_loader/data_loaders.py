@@ -5,8 +5,15 @@ from data_loader.datasets import ImageSet, load_cifar, load_digits
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.on_disk import ListDataLoader, PublishedListDataLoader
 
-__all__ = ["ImbalanceCIFAR10DataLoader", "ImbalanceCIFAR100DataLoader", "ImbalanceDigitsDataLoader", "ListDataLoader",
-           "ImageNetLTDataLoader", "Places_LT", "iNaturalistDataLoader"]
+__all__ = [
+    "ImbalanceCIFAR10DataLoader",
+    "ImbalanceCIFAR100DataLoader",
+    "ImbalanceDigitsDataLoader",
+    "ListDataLoader",
+    "ImageNetLTDataLoader",
+    "Places_LT",
+    "iNaturalistDataLoader",
+]
 
 
 class _ImbalanceCIFAR(InMemoryDataLoader):
@@ -14,8 +21,15 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     name: str
 
-    def __init__(self, data_dir: str, batch_size: int, shuffle: bool = True, num_workers: int = 0,
-                 imb_factor: float = 0.01, distributions: list[str] = CIFAR_DISTRIBUTIONS):
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        imb_factor: float = 0.01,
+        distributions: list[str] = CIFAR_DISTRIBUTIONS,
+    ):
         super().__init__(batch_size, shuffle, imb_factor, distributions, num_workers)
         self.data_dir = data_dir
 
@@ -44,8 +58,14 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
     size, mean, std = 16, (0.3, 0.3, 0.3), (0.37, 0.37, 0.37)
     classes, largest_class, mirror = 10, 120, False
 
-    def __init__(self, batch_size: int, shuffle: bool = True, num_workers: int = 0, imb_factor: float = 0.05,
-                 distributions: list[str] = CIFAR_DISTRIBUTIONS):
+    def __init__(
+        self,
+        batch_size: int,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        imb_factor: float = 0.05,
+        distributions: list[str] = CIFAR_DISTRIBUTIONS,
+    ):
         super().__init__(batch_size, shuffle, imb_factor, distributions, num_workers)
 
     def load(self, train: bool) -> ImageSet:

@@ -43,11 +43,15 @@ def load_cifar(name: str, data_dir: str | Path, train: bool) -> ImageSet:
         with distributed.first_process_first():
             dataset = dataset_class(str(data_dir), train=train, download=not folder.exists())
     except OSError as error:
-        raise UserError(f"{name} is not in {folder} and could not be downloaded ({error}): put its official python "
-                        f"files there, or point data_loader;args;data_dir at them.") from error
+        raise UserError(
+            f"{name} is not in {folder} and could not be downloaded ({error}): put its official python "
+            f"files there, or point data_loader;args;data_dir at them."
+        ) from error
     except RuntimeError as error:
-        raise UserError(f"{folder} does not hold the official {name} files (their MD5 sums differ): remove that folder "
-                        "to have them downloaded, or point data_loader;args;data_dir elsewhere.") from error
+        raise UserError(
+            f"{folder} does not hold the official {name} files (their MD5 sums differ): remove that folder "
+            "to have them downloaded, or point data_loader;args;data_dir elsewhere."
+        ) from error
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     return ImageSet(images, torch.as_tensor(dataset.targets))
 

@@ -44,8 +44,10 @@ class ImageList:
         try:
             data = list_path.read_bytes()
         except OSError as error:
-            raise UserError(f"The image list {list_path} cannot be read ({error.strerror}): see data_txt/README.md for "
-                            "where lists come from.") from error
+            raise UserError(
+                f"The image list {list_path} cannot be read ({error.strerror}): see data_txt/README.md for "
+                "where lists come from."
+            ) from error
         return cls(list_path, Path(data_dir), *(_parse_regular(data) or _parse_any(data, list_path)))
 
     def __len__(self) -> int:
@@ -66,8 +68,10 @@ class ImageList:
         """Raises UserError when a label is not below `num_classes`."""
         if self.targets.max() >= num_classes:
             row = int(self.targets.argmax())
-            raise UserError(f"{self.list_path}: {self.name(row)} has the label {self.targets[row]}, and the training "
-                            f"list has {num_classes} classes (0 to {num_classes - 1}): mend the list.")
+            raise UserError(
+                f"{self.list_path}: {self.name(row)} has the label {self.targets[row]}, and the training "
+                f"list has {num_classes} classes (0 to {num_classes - 1}): mend the list."
+            )
 
     def first(self, count: int) -> "ImageList":
         """The first images of the list."""
@@ -86,8 +90,10 @@ def list_folder(folder: str | Path) -> ImageList:
     folder = Path(folder)
     paths = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
-        raise UserError(f"There is no image file under {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder "
-                        "that holds some.")
+        raise UserError(
+            f"There is no image file under {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder "
+            "that holds some."
+        )
     encoded = [path.encode() for path in sorted(paths)]
     offsets = np.concatenate([[0], np.cumsum([len(path) for path in encoded])])
     return ImageList(folder, folder, b"".join(encoded), offsets, np.zeros(len(paths), np.int64))
@@ -130,8 +136,10 @@ def _parse_any(data: bytes, list_path: Path) -> Parsed:
         if not parts:
             continue
         if len(parts) == 1 or not parts[1].isdigit() or len(parts[1]) > 9:
-            raise UserError(f'{list_path}, line {number}: "{line.decode(errors="replace")}" should be a path, a blank '
-                            "and a label (a whole number from 0): mend that line.")
+            raise UserError(
+                f'{list_path}, line {number}: "{line.decode(errors="replace")}" should be a path, a blank '
+                "and a label (a whole number from 0): mend that line."
+            )
         paths.append(parts[0])
         labels.append(int(parts[1]))
     if not paths:
@@ -212,8 +220,10 @@ class ListDataset(Dataset):
 
 def bad_image(path: Path, error: Exception) -> UserError:
     what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be decoded ({error})"
-    return UserError(f"The image {path} {what}: mend or replace it, take it off the list, or set "
-                     'data_loader;args;on_bad_image to "skip" for training.')
+    return UserError(
+        f"The image {path} {what}: mend or replace it, take it off the list, or set "
+        'data_loader;args;on_bad_image to "skip" for training.'
+    )
 
 
 def collate(items: list[tuple | str]) -> tuple:

@@ -36,7 +36,8 @@ class ColorJitter:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         order, brightness, contrast, saturation, _ = self.draw.get_params(
-            self.draw.brightness, self.draw.contrast, self.draw.saturation, self.draw.hue)
+            self.draw.brightness, self.draw.contrast, self.draw.saturation, self.draw.hue
+        )
         for kind in order.tolist():
             if kind == 0:
                 image = blend_with_value(image, 0, brightness)
@@ -72,9 +73,15 @@ def view(size: int, smallest: float) -> Pipeline:
         smallest: least share of the image that the random resized crop keeps.
     """
     t = torchvision().transforms
-    return t.Compose([
-        t.RandomResizedCrop(size, scale=(smallest, 1.0)), t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        t.RandomGrayscale(p=0.2), t.RandomApply([_RandomBlur(0.1, 2.0)], p=0.5), t.RandomHorizontalFlip()])
+    return t.Compose(
+        [
+            t.RandomResizedCrop(size, scale=(smallest, 1.0)),
+            t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            t.RandomGrayscale(p=0.2),
+            t.RandomApply([_RandomBlur(0.1, 2.0)], p=0.5),
+            t.RandomHorizontalFlip(),
+        ]
+    )
 
 
 class _RandomBlur:

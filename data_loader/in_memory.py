@@ -103,7 +103,9 @@ class InMemoryDataLoader(BaseDataLoader):
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for part in parts:
                 images = self.test_set.images[rows[part]].to(self.device)
-                yield tuple(normalise(self.views.apply(images, view.rows(part).to(self.device)), self.mean, self.std)
-                            for view in draws)
+                yield tuple(
+                    normalise(self.views.apply(images, view.rows(part).to(self.device)), self.mean, self.std)
+                    for view in draws
+                )
 
         return EvaluationBatches(batches, len(parts), self.test_set.targets[rows], "two views of test images")

@@ -64,11 +64,25 @@ class ListDataLoader(BaseDataLoader):
     smallest_view = 0.2  # least share of an image that a random view shows
     renumber = False
 
-    def __init__(self, data_dir: str, train_list: str, test_list: str, batch_size: int, val_list: str | None = None,
-                 image_size: int = 224, mean: list[float] = IMAGENET_MEAN, std: list[float] = IMAGENET_STD,
-                 distributions: list[str] = CIFAR_DISTRIBUTIONS, color_jitter: float = 0.4, shuffle: bool = True,
-                 num_workers: int = 4, balanced: bool = False, retain_epoch_size: bool = True,
-                 on_bad_image: str = "stop", class_names: str | None = None):
+    def __init__(
+        self,
+        data_dir: str,
+        train_list: str,
+        test_list: str,
+        batch_size: int,
+        val_list: str | None = None,
+        image_size: int = 224,
+        mean: list[float] = IMAGENET_MEAN,
+        std: list[float] = IMAGENET_STD,
+        distributions: list[str] = CIFAR_DISTRIBUTIONS,
+        color_jitter: float = 0.4,
+        shuffle: bool = True,
+        num_workers: int = 4,
+        balanced: bool = False,
+        retain_epoch_size: bool = True,
+        on_bad_image: str = "stop",
+        class_names: str | None = None,
+    ):
         super().__init__(batch_size)
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f'on_bad_image must be "stop" or "skip", not "{on_bad_image}"')
@@ -94,21 +108,27 @@ class ListDataLoader(BaseDataLoader):
         counts = np.bincount(self.train_images.targets)
         if len(counts) < 2 or not counts.all():
             empty = "1" if len(counts) < 2 else str(int(np.flatnonzero(counts == 0)[0]))
-            raise UserError(f"{self.train_images.list_path} has no image of class {empty}: labels must run from 0 to "
-                            "C-1 without a gap, two classes at least.")
+            raise UserError(
+                f"{self.train_images.list_path} has no image of class {empty}: labels must run from 0 to "
+                "C-1 without a gap, two classes at least."
+            )
         for images in {id(i): i for i in (self.val_images, self.test_images)}.values():
             images.check_labels(len(counts))
         missing = len(counts) - len(np.unique(self.test_images.targets))
         if missing:
-            get_logger().warning(f"{self.test_images.list_path} has no image of {missing} of the {len(counts)} "
-                                 "classes: accuracy says nothing about them.")
+            get_logger().warning(
+                f"{self.test_images.list_path} has no image of {missing} of the {len(counts)} "
+                "classes: accuracy says nothing about them."
+            )
         return counts.tolist()
 
     def _warn_of_shared_images(self) -> None:
         shared = set(self.train_images.names()).intersection(self.test_images.names())
         if shared:
-            get_logger().warning(f"{len(shared)} images are in both {self.train_images.list_path} and "
-                                 f"{self.test_images.list_path}, such as {min(shared)}: accuracy will be too high.")
+            get_logger().warning(
+                f"{len(shared)} images are in both {self.train_images.list_path} and "
+                f"{self.test_images.list_path}, such as {min(shared)}: accuracy will be too high."
+            )
 
     def _read_class_names(self, path: str | None) -> list[str]:
         """The name of every class, by its number here."""
@@ -118,11 +138,15 @@ class ListDataLoader(BaseDataLoader):
         try:
             names = Path(path).read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise UserError(f"The class names {path} cannot be read ({error.strerror}): give a file with one name a "
-                            "line, or leave class_names out.") from error
+            raise UserError(
+                f"The class names {path} cannot be read ({error.strerror}): give a file with one name a "
+                "line, or leave class_names out."
+            ) from error
         if len(names) != self.num_classes:
-            raise UserError(f"{path} has {len(names)} lines and the training list {self.num_classes} classes: give one "
-                            "name a line, in the order of the labels.")
+            raise UserError(
+                f"{path} has {len(names)} lines and the training list {self.num_classes} classes: give one "
+                "name a line, in the order of the labels."
+            )
         return [names[number] for number in numbers]
 
     def replace_test_images(self, images: ImageList) -> None:
@@ -139,7 +163,8 @@ class ListDataLoader(BaseDataLoader):
         same = self.val_images is self.test_images
         self.train_images, self.test_images, self.val_images = (
             images.with_targets(new[images.targets])
-            for images in (self.train_images, self.test_images, self.val_images))
+            for images in (self.train_images, self.test_images, self.val_images)
+        )
         if same:
             self.val_images = self.test_images
 
@@ -174,15 +199,23 @@ class ListDataLoader(BaseDataLoader):
     def _data_loader(self, dataset: ListDataset, batches, persistent: bool = False) -> DataLoader:
         count = min(self.num_workers, usable_cores())
         workers = {"persistent_workers": persistent, "prefetch_factor": 4} if count else {}
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=count,
-                          pin_memory=self.device.type == "cuda", generator=torch.Generator(), **workers)
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=count,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),
+            **workers,
+        )
 
     def _prepare(self, pictures: Tensor) -> Tensor:
         """[B, 3, S, S] uint8 -> normalised, on the device."""
         return normalise(pictures.to(self.device, non_blocking=True), self.mean, self.std)
 
-    def _evaluation(self, images: ImageList, pipelines: list, rows: Sequence[int], seeds: Sequence[int],
-                    source: str) -> EvaluationBatches:
+    def _evaluation(
+        self, images: ImageList, pipelines: list, rows: Sequence[int], seeds: Sequence[int], source: str
+    ) -> EvaluationBatches:
         """Batches of (pictures of each pipeline..., labels if there is one pipeline)."""
         items = list(zip(np.asarray(rows).tolist(), seeds, strict=True))
         parts = [items[part] for part in batch_slices(len(items), EVALUATION_BATCH)]
@@ -245,15 +278,40 @@ class PublishedListDataLoader(ListDataLoader):
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     jitter = 0.4
 
-    def __init__(self, data_dir: str, batch_size: int, shuffle: bool = True, num_workers: int = 4,
-                 balanced: bool = False, retain_epoch_size: bool = True, on_bad_image: str = "stop",
-                 image_size: int = 224, list_dir: str = "data_txt", train_list: str | None = None,
-                 val_list: str | None = None, test_list: str | None = None, distributions: list[str] | None = None):
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        shuffle: bool = True,
+        num_workers: int = 4,
+        balanced: bool = False,
+        retain_epoch_size: bool = True,
+        on_bad_image: str = "stop",
+        image_size: int = 224,
+        list_dir: str = "data_txt",
+        train_list: str | None = None,
+        val_list: str | None = None,
+        test_list: str | None = None,
+        distributions: list[str] | None = None,
+    ):
         self.list_dir, self.drawn = Path(list_dir), test_list is not None
-        super().__init__(data_dir, train_list or self._list("train"), test_list or self._list(self.test_name),
-                         batch_size, val_list or (test_list if self.drawn else self._list("val")), image_size,
-                         self.mean, self.std, distributions or self.published, self.jitter, shuffle, num_workers,
-                         balanced, retain_epoch_size, on_bad_image)
+        super().__init__(
+            data_dir,
+            train_list or self._list("train"),
+            test_list or self._list(self.test_name),
+            batch_size,
+            val_list or (test_list if self.drawn else self._list("val")),
+            image_size,
+            self.mean,
+            self.std,
+            distributions or self.published,
+            self.jitter,
+            shuffle,
+            num_workers,
+            balanced,
+            retain_epoch_size,
+            on_bad_image,
+        )
 
     def _list(self, name: str) -> str:
         return str(self.list_dir / self.lists.format(name))
@@ -273,6 +331,8 @@ class PublishedListDataLoader(ListDataLoader):
             try:
                 rows[name] = np.array([row_of[path] for path in images.names()])
             except KeyError as error:
-                raise UserError(f"{images.list_path} names {error.args[0]}, which {self.test_images.list_path} does "
-                                "not: take both from the same source.") from None
+                raise UserError(
+                    f"{images.list_path} names {error.args[0]}, which {self.test_images.list_path} does "
+                    "not: take both from the same source."
+                ) from None
         return rows

@@ -29,4 +29,5 @@ def torchvision() -> types.ModuleType:
     import torchvision.datasets
     import torchvision.models
     import torchvision.transforms
+
     return torchvision

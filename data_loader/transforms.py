@@ -26,6 +26,7 @@ def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float
 
 # --- Training: crop with zero padding, flip, rotation; pixel for pixel what torchvision does with Pillow. ------------
 
+
 class GeometricDraw(NamedTuple):
     """Parameters of crop, flip and rotation for B images."""
 
@@ -112,6 +113,7 @@ def _gather_pixels(images: Tensor, y: Tensor, x: Tensor, inside: Tensor) -> Tens
 
 # --- Test time: two random views of every image (MoCo v2's augmentation, arXiv 2003.04297). -------------------------
 
+
 class ViewDraw(NamedTuple):
     """Parameters of one random view of each of B images."""
 
@@ -168,10 +170,15 @@ class ViewAugmentation:
 
         crop = CropFlipRotate(self.size, self.padding, self.flip, degrees=0.0).draw(count, generator)
         factors = [uniform(1 - v, 1 + v) for v in (self.brightness, self.contrast, self.saturation)]
-        return ViewDraw(crop, jitter=chosen(self.jitter_p),
-                        factors=torch.stack([*factors, uniform(-self.hue, self.hue)], dim=1),
-                        order=torch.rand(count, 4, generator=generator).argsort(dim=1),
-                        grayscale=chosen(self.grayscale_p), blur=chosen(self.blur_p), sigma=uniform(*self.sigma))
+        return ViewDraw(
+            crop,
+            jitter=chosen(self.jitter_p),
+            factors=torch.stack([*factors, uniform(-self.hue, self.hue)], dim=1),
+            order=torch.rand(count, 4, generator=generator).argsort(dim=1),
+            grayscale=chosen(self.grayscale_p),
+            blur=chosen(self.blur_p),
+            sigma=uniform(*self.sigma),
+        )
 
     def apply(self, images: Tensor, draw: ViewDraw) -> Tensor:
         """One view of each image: [B, 3, S, S] uint8 and the draw on the same device -> [B, 3, S, S] in 0..1."""
@@ -210,8 +217,9 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     chroma = value - images.amin(dim=1)
     safe = torch.where(chroma > 0, chroma, 1)
     r, g, b = images.unbind(1)
-    sector = torch.where(channel == 0, (g - b) / safe,
-                         torch.where(channel == 1, (b - r) / safe + 2, (r - g) / safe + 4))
+    sector = torch.where(
+        channel == 0, (g - b) / safe, torch.where(channel == 1, (b - r) / safe + 2, (r - g) / safe + 4)
+    )
     sector = sector + 6 * shift[:, 0]  # hue in sixths of the circle
     shades = []
     for offset in (5, 3, 1):  # red, green, blue

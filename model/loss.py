@@ -98,8 +98,9 @@ def expert_diversity(logits: Tensor, mean_logits: Tensor, temperature: Tensor) -
         temperature: T, one for each class, [C].
     """
     mean = F.softmax(mean_logits.detach() / temperature, dim=1)
-    divergences = [F.kl_div(F.log_softmax(expert / temperature, dim=1), mean, reduction="batchmean")
-                   for expert in logits.unbind(1)]
+    divergences = [
+        F.kl_div(F.log_softmax(expert / temperature, dim=1), mean, reduction="batchmean") for expert in logits.unbind(1)
+    ]
     return temperature.mean() ** 2 * sum(divergences)
 
 
@@ -238,9 +239,18 @@ class RIDELoss(ReweightedLoss):
         reweight_factor: how much the class frequencies move the temperatures, 0 to 1.
     """
 
-    def __init__(self, cls_num_list: Sequence[int], base_diversity_temperature: float = 1.0, max_m: float = 0.5,
-                 s: float = 30.0, reweight: bool = True, reweight_epoch: int = -1, base_loss_factor: float = 1.0,
-                 additional_diversity_factor: float = -0.2, reweight_factor: float = 0.05):
+    def __init__(
+        self,
+        cls_num_list: Sequence[int],
+        base_diversity_temperature: float = 1.0,
+        max_m: float = 0.5,
+        s: float = 30.0,
+        reweight: bool = True,
+        reweight_epoch: int = -1,
+        base_loss_factor: float = 1.0,
+        additional_diversity_factor: float = -0.2,
+        reweight_factor: float = 0.05,
+    ):
         super().__init__(cls_num_list, reweight_epoch if reweight else -1)
         self.base_loss_factor, self.diversity_factor = base_loss_factor, additional_diversity_factor
         self.register_buffer("margins", s * ldam_margins(cls_num_list, max_m))
@@ -248,8 +258,10 @@ class RIDELoss(ReweightedLoss):
         spread = frequency * reweight_factor + 1 - reweight_factor  # C * pi_c * factor + 1 - factor
         temperature = torch.full_like(spread, base_diversity_temperature)
         if base_diversity_temperature <= 0 or bool((spread <= 0).any()):
-            raise ValueError(f"base_diversity_temperature {base_diversity_temperature} and reweight_factor "
-                             f"{reweight_factor} must leave all temperatures positive")
+            raise ValueError(
+                f"base_diversity_temperature {base_diversity_temperature} and reweight_factor "
+                f"{reweight_factor} must leave all temperatures positive"
+            )
         self.register_buffer("early_temperature", temperature)
         self.register_buffer("late_temperature", temperature * spread / spread.max())
 
@@ -258,8 +270,10 @@ class RIDELoss(ReweightedLoss):
         if "logits" not in output:
             return F.cross_entropy(output["output"], target)
         logits = output["logits"]
-        ldam = sum(F.cross_entropy(ldam_logits(expert, target, self.margins), target, self.class_weights)
-                   for expert in logits.unbind(1))
+        ldam = sum(
+            F.cross_entropy(ldam_logits(expert, target, self.margins), target, self.class_weights)
+            for expert in logits.unbind(1)
+        )
         temperature = self.late_temperature if self.reweighting else self.early_temperature
         diversity = expert_diversity(logits, output["output"], temperature)
         return self.base_loss_factor * ldam + self.diversity_factor * diversity

@@ -7,8 +7,15 @@ from model.backbones.multi_expert import MultiExpertBackbone
 from model.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from model.backbones.resnet_cifar import ResNetCifar
 
-__all__ = ["ResNet32Model", "ResNet10Model", "ResNet50Model", "ResNet101Model", "ResNet152Model", "ResNeXt50Model",
-           "ResNeXt152Model"]
+__all__ = [
+    "ResNet32Model",
+    "ResNet10Model",
+    "ResNet50Model",
+    "ResNet101Model",
+    "ResNet152Model",
+    "ResNeXt50Model",
+    "ResNeXt152Model",
+]
 
 
 class Model(BaseModel):
@@ -36,11 +43,22 @@ class ResNet32Model(Model):
         layer2_output_dim, layer3_output_dim: override the widths of the expert stages.
     """
 
-    def __init__(self, num_classes: int, reduce_dimension: bool = False, use_norm: bool = False, num_experts: int = 1,
-                 returns_feat: bool = True, layer2_output_dim: int | None = None,
-                 layer3_output_dim: int | None = None):
-        super().__init__(num_classes, ResNetCifar((5, 5, 5), num_classes, reduce_dimension, use_norm, num_experts,
-                                                  layer2_output_dim, layer3_output_dim))
+    def __init__(
+        self,
+        num_classes: int,
+        reduce_dimension: bool = False,
+        use_norm: bool = False,
+        num_experts: int = 1,
+        returns_feat: bool = True,
+        layer2_output_dim: int | None = None,
+        layer3_output_dim: int | None = None,
+    ):
+        super().__init__(
+            num_classes,
+            ResNetCifar(
+                (5, 5, 5), num_classes, reduce_dimension, use_norm, num_experts, layer2_output_dim, layer3_output_dim
+            ),
+        )
 
 
 class LargeImageModel(Model):
@@ -60,12 +78,35 @@ class LargeImageModel(Model):
     blocks: tuple[int, int, int, int]
     groups, base_width = 1, 64
 
-    def __init__(self, num_classes: int, reduce_dimension: bool = False, use_norm: bool = False, num_experts: int = 1,
-                 share_layer3: bool = False, returns_feat: bool = True, layer2_output_dim: int | None = None,
-                 layer3_output_dim: int | None = None, layer4_output_dim: int | None = None):
-        super().__init__(num_classes, ResNet(
-            self.block, self.blocks, num_classes, reduce_dimension, use_norm, num_experts, share_layer3,
-            layer2_output_dim, layer3_output_dim, layer4_output_dim, self.groups, self.base_width))
+    def __init__(
+        self,
+        num_classes: int,
+        reduce_dimension: bool = False,
+        use_norm: bool = False,
+        num_experts: int = 1,
+        share_layer3: bool = False,
+        returns_feat: bool = True,
+        layer2_output_dim: int | None = None,
+        layer3_output_dim: int | None = None,
+        layer4_output_dim: int | None = None,
+    ):
+        super().__init__(
+            num_classes,
+            ResNet(
+                self.block,
+                self.blocks,
+                num_classes,
+                reduce_dimension,
+                use_norm,
+                num_experts,
+                share_layer3,
+                layer2_output_dim,
+                layer3_output_dim,
+                layer4_output_dim,
+                self.groups,
+                self.base_width,
+            ),
+        )
 
 
 class ResNet10Model(LargeImageModel):

@@ -7,9 +7,11 @@ from torch import Tensor, nn
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
-ADVICE = ("For Places-LT it is the caffe-converted ImageNet ResNet-152 that OLTR (arXiv 1904.05160) publishes, keys "
-          "like conv1.weight, bn1.running_mean, layer3.0.conv2.weight, fc.weight; "
-          'leave "weights" out to start from random ones.')
+ADVICE = (
+    "For Places-LT it is the caffe-converted ImageNet ResNet-152 that OLTR (arXiv 1904.05160) publishes, keys "
+    "like conv1.weight, bn1.running_mean, layer3.0.conv2.weight, fc.weight; "
+    'leave "weights" out to start from random ones.'
+)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -56,9 +58,11 @@ def start_from(backbone: nn.Module, plain: dict[str, Tensor], source: str) -> li
                 continue
             raise UserError(f"{source} has no {name_there}. {ADVICE}")
         if plain[name_there].shape != tensor.shape:
-            raise UserError(f"{name_there} is {list(plain[name_there].shape)} in {source} and {list(tensor.shape)} in "
-                            'the network: expert stages must have full width ("reduce_dimension": false) and the same '
-                            f"depth. {ADVICE}")
+            raise UserError(
+                f"{name_there} is {list(plain[name_there].shape)} in {source} and {list(tensor.shape)} in "
+                'the network: expert stages must have full width ("reduce_dimension": false) and the same '
+                f"depth. {ADVICE}"
+            )
         filled[name] = plain[name_there]
     backbone.load_state_dict(own | filled)
     return list(filled)

@@ -59,8 +59,13 @@ def script(name: str):
 
 def run_script(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """A script in a process of its own, as a user starts it."""
-    return subprocess.run([sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)], cwd=cwd,
-                          capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture

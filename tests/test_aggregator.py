@@ -89,8 +89,12 @@ def test_falls_back_when_the_objective_gets_worse():
 
 def test_falls_back_when_one_expert_takes_all():
     def fast(fallback):
-        return fit(StabilityAggregator(3, lambda p: torch.optim.SGD(p, lr=20.0), batch_size=8, stop_below=0.0,
-                                       fallback=fallback), expert_views())
+        return fit(
+            StabilityAggregator(
+                3, lambda p: torch.optim.SGD(p, lr=20.0), batch_size=8, stop_below=0.0, fallback=fallback
+            ),
+            expert_views(),
+        )
 
     assert fast(fallback=False).weights.max() > 0.99
     assert "collapsed" in fast(fallback=True).note and fast(fallback=True).weights.max() < 0.34

@@ -63,9 +63,15 @@ def test_not_a_checkpoint(tmp_path):
         load_checkpoint(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize(("other", "message"), [
-    ((10, True, True, 3), "lacks backbone.layer2s.2"), ((100, True, True, 2), "another width"),
-    ((10, False, True, 2), "another width"), ((10, True, False, 2), "lacks backbone.linears.0.bias")])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ((10, True, True, 3), "lacks backbone.layer2s.2"),
+        ((100, True, True, 2), "another width"),
+        ((10, False, True, 2), "another width"),
+        ((10, True, False, 2), "lacks backbone.linears.0.bias"),
+    ],
+)
 def test_another_architecture_is_named(tmp_path, network, other, message):
     with pytest.raises(UserError, match=f"does not fit the architecture of the config: .*({message})"):
         load_weights(ResNet32Model(*other), network.state_dict(), "some.pth")
@@ -83,8 +89,16 @@ def _reference_checkpoint(path, network, config_state):
     module.ConfigParser = ConfigParser
     sys.modules["parse_config"] = module
     try:
-        torch.save({"arch": "Model", "epoch": 200, "monitor_best": 0.5, "config": ConfigParser(config_state),
-                    "state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, path)
+        torch.save(
+            {
+                "arch": "Model",
+                "epoch": 200,
+                "monitor_best": 0.5,
+                "config": ConfigParser(config_state),
+                "state_dict": {f"module.{k}": v for k, v in network.state_dict().items()},
+            },
+            path,
+        )
     finally:
         del sys.modules["parse_config"]
 
@@ -110,8 +124,11 @@ class Hostile:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_nothing_in_a_checkpoint_is_run(tmp_path, network, legacy):
     path, witness = tmp_path / "hostile.pth", tmp_path / "witness"
-    torch.save({"state_dict": network.state_dict(), "epoch": 1, "config": Hostile(witness)}, path,
-               _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"state_dict": network.state_dict(), "epoch": 1, "config": Hostile(witness)},
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
     content = load_checkpoint(path)
     assert not witness.exists() and content["epoch"] == 1 and content["config"] is None
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Hostile(witness)))
@@ -123,7 +140,8 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, network, legacy):
 def test_a_file_cannot_change_what_it_names(tmp_path, network):
     """BUILD with slot state sets attributes: here of the function that rebuilds tensors."""
     (tmp_path / "hostile.pth").write_bytes(
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}X\x0c\x00\x00\x00__defaults__(K\x01K\x02tst\x86b.")
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}X\x0c\x00\x00\x00__defaults__(K\x01K\x02tst\x86b."
+    )
     before = torch._utils._rebuild_tensor_v2.__defaults__
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "hostile.pth")
@@ -132,9 +150,16 @@ def test_a_file_cannot_change_what_it_names(tmp_path, network):
     load_checkpoint(tmp_path / "reference.pth")
 
 
-@pytest.mark.parametrize("content", [
-    {0: torch.zeros(1)}, {"model": {0: torch.zeros(1)}}, {"model": {"a": torch.zeros(1)}, "config": [1]},
-    {"model": {"a": torch.zeros(1)}, "cls_num_list": 5}, {"model": {"a": torch.zeros(1)}, "epoch": "three"}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {0: torch.zeros(1)},
+        {"model": {0: torch.zeros(1)}},
+        {"model": {"a": torch.zeros(1)}, "config": [1]},
+        {"model": {"a": torch.zeros(1)}, "cls_num_list": 5},
+        {"model": {"a": torch.zeros(1)}, "epoch": "three"},
+    ],
+)
 def test_contents_of_the_wrong_kind(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(UserError):
@@ -163,8 +188,10 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path, network, monkeypatch):
     assert load_checkpoint(path)["epoch"] == 1 and [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
-NETWORK = {"type": "ResNet32Model", "args": {"num_classes": 10, "num_experts": 2, "reduce_dimension": True,
-                                             "use_norm": True}}
+NETWORK = {
+    "type": "ResNet32Model",
+    "args": {"num_classes": 10, "num_experts": 2, "reduce_dimension": True, "use_norm": True},
+}
 
 
 def test_convert_from_the_reference_and_back(tmp_path, network):
@@ -193,12 +220,14 @@ def test_convert_drops_what_the_network_has_not_and_checks_the_rest(tmp_path, ne
     load_weights(network, load_checkpoint(tmp_path / "a.pth")["model"], "a.pth")
     with pytest.raises(UserError, match="a.pth exists already"):
         main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "a.pth")])
-    (tmp_path / "config.json").write_text(json.dumps({"arch": {**NETWORK, "args": {**NETWORK["args"],
-                                                                                   "num_experts": 3}}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"arch": {**NETWORK, "args": {**NETWORK["args"], "num_experts": 3}}})
+    )
     with pytest.raises(UserError, match="lacks backbone.layer2s.2"):
         main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "b.pth"), "-c", str(tmp_path / "config.json")])
-    (tmp_path / "config.json").write_text(json.dumps({"arch": {**NETWORK, "args": {**NETWORK["args"],
-                                                                                   "num_experts": 1}}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"arch": {**NETWORK, "args": {**NETWORK["args"], "num_experts": 1}}})
+    )
     with pytest.raises(UserError, match="too many"):  # an expert is not left out
         main(["convert", str(tmp_path / "ride.pth"), str(tmp_path / "b.pth"), "-c", str(tmp_path / "config.json")])
     assert not (tmp_path / "b.pth").exists()
@@ -208,8 +237,16 @@ def test_convert_drops_what_the_network_has_not_and_checks_the_rest(tmp_path, ne
 
 def test_weights_alone_to_share(tmp_path, network):
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    save_checkpoint(tmp_path / "last.pth", {"model": network.state_dict(), "optimizer": optimizer.state_dict(),
-                                            "config": {"arch": NETWORK}, "epoch": 3, "cls_num_list": [5] * 10})
+    save_checkpoint(
+        tmp_path / "last.pth",
+        {
+            "model": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "config": {"arch": NETWORK},
+            "epoch": 3,
+            "cls_num_list": [5] * 10,
+        },
+    )
     main(["convert", str(tmp_path / "last.pth"), str(tmp_path / "small.pth"), "--to", "tade"])
     content = load_checkpoint(tmp_path / "small.pth")
     assert "optimizer" not in content and content["cls_num_list"] == [5] * 10 and content["epoch"] == 3

@@ -80,12 +80,12 @@ def test_distributions(loader):
 
 def test_two_views(loader):
     rows = np.array([3, 499, 250])
-    (first, second), = loader.two_view_batches(rows, draw=0)
+    ((first, second),) = loader.two_view_batches(rows, draw=0)
     assert first.shape == second.shape == (3, 3, 16, 16)
     assert not torch.equal(first, second)
-    (again, _), = loader.two_view_batches(np.arange(500)[[250, 3]], draw=0)
+    ((again, _),) = loader.two_view_batches(np.arange(500)[[250, 3]], draw=0)
     torch.testing.assert_close(again, first[[2, 0]], rtol=0, atol=1e-5)
-    (other, _), = loader.two_view_batches(rows, draw=1)
+    ((other, _),) = loader.two_view_batches(rows, draw=1)
     assert not torch.equal(other, first)
 
 

@@ -41,8 +41,9 @@ def test_inference_copy_of_large_networks(make):
     network(torch.randn(8, 3, 64, 64))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(inference_copy(network)(images)["logits"], network.eval()(images)["logits"],
-                                   atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            inference_copy(network)(images)["logits"], network.eval()(images)["logits"], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_expert_logits_are_in_the_order_of_the_images(network):
@@ -52,8 +53,9 @@ def test_expert_logits_are_in_the_order_of_the_images(network):
     assert logits.shape == (500, 3, 10) and not logits.requires_grad
     images = torch.cat([images for images, _ in batches])
     with torch.no_grad():
-        torch.testing.assert_close(logits[[7, 260, 499]], inference_copy(network)(images[[7, 260, 499]])["logits"],
-                                   atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            logits[[7, 260, 499]], inference_copy(network)(images[[7, 260, 499]])["logits"], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_row_buffer():
@@ -112,8 +114,14 @@ def test_only_the_distributions_own_images_matter(network):
     rows = np.arange(0, 500, 5)
 
     def fit():
-        return fit_aggregators(copy, loader, {"some": rows}, lambda: StabilityAggregator(
-            3, lambda p: torch.optim.SGD(p, lr=0.5), epochs=1, batch_size=32), seed=1, device=CPU)["some"].weights
+        return fit_aggregators(
+            copy,
+            loader,
+            {"some": rows},
+            lambda: StabilityAggregator(3, lambda p: torch.optim.SGD(p, lr=0.5), epochs=1, batch_size=32),
+            seed=1,
+            device=CPU,
+        )["some"].weights
 
     before = fit()
     outside = np.setdiff1d(np.arange(500), rows)

@@ -15,10 +15,14 @@ from utils.parse_config import read_json
 
 #: config -> (G multiply-adds the published way, millions of parameters), as counted with the reference's networks.
 REFERENCE = {
-    "cifar100_ir100_softmax": (0.0695, 0.470), "cifar100_ir100_tade": (0.1013, 0.784),
-    "imagenet_lt_resnext50_softmax": (4.2593, 25.03), "imagenet_lt_resnext50_ride": (6.0837, 42.89),
-    "iNaturalist_resnet50_softmax": (4.1260, 40.19), "iNaturalist_resnet50_tade": (5.7950, 76.59),
-    "places_lt_resnet152_softmax": (11.5574, 58.89), "places_lt_resnet152_share_layer3_tade": (13.1777, 90.32),
+    "cifar100_ir100_softmax": (0.0695, 0.470),
+    "cifar100_ir100_tade": (0.1013, 0.784),
+    "imagenet_lt_resnext50_softmax": (4.2593, 25.03),
+    "imagenet_lt_resnext50_ride": (6.0837, 42.89),
+    "iNaturalist_resnet50_softmax": (4.1260, 40.19),
+    "iNaturalist_resnet50_tade": (5.7950, 76.59),
+    "places_lt_resnet152_softmax": (11.5574, 58.89),
+    "places_lt_resnet152_share_layer3_tade": (13.1777, 90.32),
 }
 
 

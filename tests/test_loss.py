@@ -65,13 +65,19 @@ def test_ldam_loss_is_the_references(batch, epoch):
 
 
 def test_focal_loss_is_the_references(batch):
-    assert FocalLoss(COUNTS, gamma=1.0)(*batch).item() == \
-        pytest.approx(VALUES["values"]["FocalLoss(gamma=1.0)"], rel=1e-6)
+    assert FocalLoss(COUNTS, gamma=1.0)(*batch).item() == pytest.approx(
+        VALUES["values"]["FocalLoss(gamma=1.0)"], rel=1e-6
+    )
 
 
 def test_every_golden_loss_value_is_tested():
-    tested = [*golden("DiverseExpertLoss"), *golden("RIDELoss"), *golden("LDAMLoss"), *golden("CrossEntropyLoss"),
-              *golden("FocalLoss")]
+    tested = [
+        *golden("DiverseExpertLoss"),
+        *golden("RIDELoss"),
+        *golden("LDAMLoss"),
+        *golden("CrossEntropyLoss"),
+        *golden("FocalLoss"),
+    ]
     assert sorted(tested) == sorted(VALUES["values"]) and len(tested) == 15
 
 
@@ -128,8 +134,9 @@ def test_every_loss_trains_every_expert(loss, experts):
 @pytest.mark.parametrize("loss", [RIDELoss, DiverseExpertLoss])
 def test_validation_on_the_mean_logits_is_cross_entropy(batch, loss):
     output, target = batch
-    torch.testing.assert_close(loss(COUNTS)({"output": output["output"]}, target),
-                               F.cross_entropy(output["output"], target))
+    torch.testing.assert_close(
+        loss(COUNTS)({"output": output["output"]}, target), F.cross_entropy(output["output"], target)
+    )
 
 
 def test_inverse_prior_is_the_references():

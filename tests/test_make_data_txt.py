@@ -16,31 +16,56 @@ MANIFEST = json.loads(make_data_txt.MANIFEST.read_text())["files"]
 RATIOS = (50, 25, 10, 5, 2)
 
 
-@pytest.mark.parametrize(("name", "classes", "per_class", "ratios"), [
-    ("ImageNet_LT/ImageNet_LT", 1000, 50, RATIOS), ("Places_LT_v2/Places_LT", 365, 100, RATIOS),
-    ("iNaturalist18/iNaturalist18", 8142, 3, (2,))])
+@pytest.mark.parametrize(
+    ("name", "classes", "per_class", "ratios"),
+    [
+        ("ImageNet_LT/ImageNet_LT", 1000, 50, RATIOS),
+        ("Places_LT_v2/Places_LT", 365, 100, RATIOS),
+        ("iNaturalist18/iNaturalist18", 8142, 3, (2,)),
+    ],
+)
 def test_generated_totals_are_the_published_ones(name, classes, per_class, ratios):
     falling = list(range(classes, 0, -1))
     for ratio in ratios:
         for direction in ("forward", "backward"):
             counts = distribution_counts(per_class, falling, f"{direction}{ratio}")
             published = MANIFEST[f"{name}_{direction}{ratio}.txt"]
-            assert (sum(counts), max(counts), min(counts)) == \
-                (published["lines"], published["max_per_class"], published["min_per_class"])
+            assert (sum(counts), max(counts), min(counts)) == (
+                published["lines"],
+                published["max_per_class"],
+                published["min_per_class"],
+            )
 
 
 def test_generate(tmp_path):
     counts = (3, 30, 10)
     (tmp_path / "train.txt").write_text("".join(f"t/{c}/{i}.jpg {c}\n" for c in range(3) for i in range(counts[c])))
     (tmp_path / "test.txt").write_text("".join(f"v/{c}/{i}.jpg {c}\n" for c in range(3) for i in range(8)))
-    lines = main(["generate", str(tmp_path / "train.txt"), str(tmp_path / "test.txt"), str(tmp_path / "out"),
-                  "--distributions", "forward4", "uniform"])
+    lines = main(
+        [
+            "generate",
+            str(tmp_path / "train.txt"),
+            str(tmp_path / "test.txt"),
+            str(tmp_path / "out"),
+            "--distributions",
+            "forward4",
+            "uniform",
+        ]
+    )
     assert lines == {"forward4": 14, "uniform": 24}
     written = ImageList.read(tmp_path / "out" / "forward4.txt", tmp_path)
     assert np.bincount(written.targets).tolist() == [2, 8, 4] and len(set(written.names())) == 14
     with pytest.raises(UserError, match="unknown test distribution"):
-        main(["generate", str(tmp_path / "train.txt"), str(tmp_path / "test.txt"), str(tmp_path / "out"),
-              "--distributions", "up"])
+        main(
+            [
+                "generate",
+                str(tmp_path / "train.txt"),
+                str(tmp_path / "test.txt"),
+                str(tmp_path / "out"),
+                "--distributions",
+                "up",
+            ]
+        )
 
 
 @pytest.fixture
@@ -60,8 +85,16 @@ def test_from_folder_and_check(folder):
     train, test = (set(ImageList.read(out / f"{split}.txt", images).names()) for split in ("train", "test"))
     assert not train & test and len(train | test) == 17
     report = main(["check", str(out / "train.txt"), images])
-    assert report == {"images": 11, "classes": 3, "imbalance_ratio": 7.0, "many": 0, "medium": 0, "few": 3, "empty": 0,
-                      "duplicates": 0}
+    assert report == {
+        "images": 11,
+        "classes": 3,
+        "imbalance_ratio": 7.0,
+        "many": 0,
+        "medium": 0,
+        "few": 3,
+        "empty": 0,
+        "duplicates": 0,
+    }
     (folder / "images" / "dog" / "4.png").unlink()
     (folder / "images" / "dog" / "5.png").unlink()
     with pytest.raises(UserError, match=r"2 of 17 images .* are not under .*, the first is dog/[45].png"):
@@ -80,10 +113,13 @@ def test_from_folder_bad_input(folder):
 
 def test_import_takes_only_the_published_lists(tmp_path, monkeypatch):
     good, trained = b"a.jpg 0\nb.jpg 1\n", b"c.jpg 0\n"
-    manifest = {"files": {
-        "A/good.txt": {"lines": 2, "sha256": hashlib.sha256(good).hexdigest()},
-        "A/absent.txt": {"lines": 2, "sha256": "0"},
-        make_data_txt.INATURALIST_TRAIN: {"lines": 1, "sha256": None}}}
+    manifest = {
+        "files": {
+            "A/good.txt": {"lines": 2, "sha256": hashlib.sha256(good).hexdigest()},
+            "A/absent.txt": {"lines": 2, "sha256": "0"},
+            make_data_txt.INATURALIST_TRAIN: {"lines": 1, "sha256": None},
+        }
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.setattr(make_data_txt, "MANIFEST", tmp_path / "manifest.json")
     source, target = tmp_path / "source", tmp_path / "target"

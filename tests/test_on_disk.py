@@ -47,12 +47,20 @@ def folder(tmp_path_factory):
 
 
 def make(folder, **options) -> ListDataLoader:
-    options = {"train_list": str(folder / "train.txt"), "test_list": str(folder / "test.txt"), "batch_size": 8,
-               "image_size": SIZE, "num_workers": 0, "distributions": ["forward2", "uniform", "backward2"], **options}
+    options = {
+        "train_list": str(folder / "train.txt"),
+        "test_list": str(folder / "test.txt"),
+        "batch_size": 8,
+        "image_size": SIZE,
+        "num_workers": 0,
+        "distributions": ["forward2", "uniform", "backward2"],
+        **options,
+    }
     return ListDataLoader(str(folder), **options)
 
 
 # --- lists ---
+
 
 def test_lists_keep_paths_with_blanks_and_labels(folder):
     images = ImageList.read(folder / "train.txt", folder)
@@ -60,17 +68,27 @@ def test_lists_keep_paths_with_blanks_and_labels(folder):
     assert np.bincount(images.targets).tolist() == COUNTS
 
 
-@pytest.mark.parametrize("text", ["a.jpg 0\nb c.jpg 12\n", "a.jpg 0\r\nb c.jpg 12\r\n", "a.jpg\t0\nb c.jpg 12",
-                                  "\na.jpg   0\n\nb c.jpg 12 \n\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["a.jpg 0\nb c.jpg 12\n", "a.jpg 0\r\nb c.jpg 12\r\n", "a.jpg\t0\nb c.jpg 12", "\na.jpg   0\n\nb c.jpg 12 \n\n"],
+)
 def test_any_white_space_between_path_and_label(tmp_path, text):
     (tmp_path / "list.txt").write_bytes(text.encode())
     images = ImageList.read(tmp_path / "list.txt", tmp_path)
     assert images.names() == ["a.jpg", "b c.jpg"] and images.targets.tolist() == [0, 12]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("a.jpg 0\nb.jpg\nc.jpg 1\n", 'line 2: "b.jpg" should be a path'), ("a.jpg 0\nb.jpg one\n", "line 2"),
-    ("a.jpg -1\n", "line 1"), ("a.jpg 1.5\n", "line 1"), ("", "is empty"), ("\n\n", "is empty")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg 0\nb.jpg\nc.jpg 1\n", 'line 2: "b.jpg" should be a path'),
+        ("a.jpg 0\nb.jpg one\n", "line 2"),
+        ("a.jpg -1\n", "line 1"),
+        ("a.jpg 1.5\n", "line 1"),
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+    ],
+)
 def test_wrong_lists_name_the_line(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -90,13 +108,19 @@ def test_missing_list_and_labels_out_of_range(folder, tmp_path):
 
 # --- decoding ---
 
+
 def test_every_kind_of_picture_becomes_rgb(tmp_path):
     rgb = Image.fromarray(np.full((8, 12, 3), (200, 100, 50), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
-    kinds = {"rgb.png": rgb, "grey.png": rgb.convert("L"), "palette.png": rgb.convert("P"), "alpha.png":
-             rgb.convert("RGBA"), "cmyk.jpg": rgb.convert("CMYK"), "bits16.png":
-             Image.fromarray(np.full((8, 12), 200 * 256, np.uint16))}
+    kinds = {
+        "rgb.png": rgb,
+        "grey.png": rgb.convert("L"),
+        "palette.png": rgb.convert("P"),
+        "alpha.png": rgb.convert("RGBA"),
+        "cmyk.jpg": rgb.convert("CMYK"),
+        "bits16.png": Image.fromarray(np.full((8, 12), 200 * 256, np.uint16)),
+    }
     for name, image in kinds.items():
         image.save(tmp_path / name)
         decoded = decode(tmp_path / name)
@@ -131,6 +155,7 @@ def test_an_absent_image_is_named(folder, tmp_path):
 
 # --- loaders ---
 
+
 def test_training_batches(folder):
     loader = make(folder)
     batches = list(loader)
@@ -154,7 +179,7 @@ def test_epochs_repeat_whatever_the_workers(folder):
 
 def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
     loader = make(folder)
-    (images, targets), = loader.test_batches()
+    ((images, targets),) = loader.test_batches()
     t = torchvision().transforms
     pipeline = t.Compose([t.Resize(round(SIZE * 256 / 224)), t.CenterCrop(SIZE)])
     expected = to_tensor(pipeline(Image.open(loader.test_images.path(7)).convert("RGB"))).permute(2, 0, 1)
@@ -167,11 +192,11 @@ def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
 
 def test_two_views(folder):
     loader = make(folder)
-    (first, second), = loader.two_view_batches(np.array([3, 11, 5]), draw=0)
+    ((first, second),) = loader.two_view_batches(np.array([3, 11, 5]), draw=0)
     assert first.shape == (3, 3, SIZE, SIZE) and not torch.equal(first, second)
-    (again, _), = loader.two_view_batches(np.array([5, 3]), draw=0)
+    ((again, _),) = loader.two_view_batches(np.array([5, 3]), draw=0)
     torch.testing.assert_close(again, first[[2, 0]], rtol=0, atol=0)
-    (other, _), = loader.two_view_batches(np.array([5, 3]), draw=1)
+    ((other, _),) = loader.two_view_batches(np.array([5, 3]), draw=1)
     assert not torch.equal(other, again)
 
 
@@ -179,8 +204,10 @@ def test_distributions_of_an_unbalanced_test_set(folder, tmp_path):
     lines = (folder / "test.txt").read_text().splitlines(keepends=True)
     (tmp_path / "test.txt").write_text("".join(lines[:4] + lines[4:6] + lines[8:11]))  # 4, 2, 3 images
     loader = make(folder, test_list=str(tmp_path / "test.txt"))
-    counts = {name: np.bincount(loader.test_images.targets[rows], minlength=3).tolist()
-              for name, rows in loader.test_distributions().items()}
+    counts = {
+        name: np.bincount(loader.test_images.targets[rows], minlength=3).tolist()
+        for name, rows in loader.test_distributions().items()
+    }
     assert counts == {"forward2": [2, 1, 1], "uniform": [2, 2, 2], "backward2": [1, 1, 2]}
 
 
@@ -203,6 +230,7 @@ def test_bad_arguments(folder):
 
 # --- published data sets ---
 
+
 def published(folder, tmp_path, name: str, train: list[int]):
     """Lists in the published places, with the classes numbered so that `train[c]` images are of class c."""
     root = tmp_path / name
@@ -213,7 +241,8 @@ def published(folder, tmp_path, name: str, train: list[int]):
     new = [number.index(old) for old in range(3)]
     for target, source in (("train", "train"), ("val", "test"), ("test", "test")):
         (root / f"{prefix}_{target}.txt").write_text(
-            "".join(f"{images[source].name(i)} {new[images[source].targets[i]]}\n" for i in range(len(images[source]))))
+            "".join(f"{images[source].name(i)} {new[images[source].targets[i]]}\n" for i in range(len(images[source])))
+        )
     return root, prefix
 
 
@@ -221,8 +250,9 @@ def test_published_lists_give_the_distributions(folder, tmp_path):
     root, prefix = published(folder, tmp_path, "ImageNet_LT", [12, 6, 3])
     test = (root / f"{prefix}_test.txt").read_text().splitlines(keepends=True)
     (root / f"{prefix}_forward2.txt").write_text("".join(test[i] for i in (6, 0, 1, 9)))
-    loader = ImageNetLTDataLoader(str(folder), 8, num_workers=0, image_size=SIZE, list_dir=str(tmp_path),
-                                  distributions=["forward2"])
+    loader = ImageNetLTDataLoader(
+        str(folder), 8, num_workers=0, image_size=SIZE, list_dir=str(tmp_path), distributions=["forward2"]
+    )
     assert loader.test_distributions()["forward2"].tolist() == [6, 0, 1, 9]
     (root / f"{prefix}_forward2.txt").write_text("elsewhere.jpg 0\n")
     with pytest.raises(UserError, match="names elsewhere.jpg, which .* does not"):
@@ -239,13 +269,20 @@ def test_places_labels_are_renumbered_by_frequency(folder, tmp_path):
 
 # --- from a folder of pictures to predictions, through the scripts ---
 
+
 def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     config = read_json(ROOT / "configs" / "config_custom_example.json")
     config["arch"]["args"] |= {"num_classes": 3, "layer3_output_dim": 32, "layer4_output_dim": 32}
     config["data_loader"]["args"] |= {
-        "data_dir": str(folder), "train_list": str(folder / "train.txt"), "test_list": str(folder / "test.txt"),
-        "batch_size": 8, "image_size": SIZE, "num_workers": 0, "distributions": ["forward2", "uniform"],
-        "class_names": str(tmp_path / "classes.txt")}
+        "data_dir": str(folder),
+        "train_list": str(folder / "train.txt"),
+        "test_list": str(folder / "test.txt"),
+        "batch_size": 8,
+        "image_size": SIZE,
+        "num_workers": 0,
+        "distributions": ["forward2", "uniform"],
+        "class_names": str(tmp_path / "classes.txt"),
+    }
     config["trainer"] |= {"epochs": 2, "save_dir": str(tmp_path), "tensorboard": False}
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
     last = Path(script("train").main(make_config(config))["last"])

@@ -43,8 +43,19 @@ def test_every_config_builds_what_it_names_and_trains_a_step(path):
         config.build("aggregator", num_experts=3, make_optimizer=lambda p: config.build("optimizer", p))
 
 
-@pytest.mark.parametrize("data", ["cifar100_ir100", "cifar100_ir50", "cifar100_ir10", "cifar10_ir100", "cifar10_ir10",
-                                  "imagenet_lt_resnext50", "iNaturalist_resnet50", "places_lt_resnet152"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "cifar100_ir100",
+        "cifar100_ir50",
+        "cifar100_ir10",
+        "cifar10_ir100",
+        "cifar10_ir10",
+        "imagenet_lt_resnext50",
+        "iNaturalist_resnet50",
+        "places_lt_resnet152",
+    ],
+)
 def test_methods_share_data_and_network_family(data):
     tade, ride, softmax = (read_json(ROOT / "configs" / f"config_{data}_{m}.json") for m in ("tade", "ride", "softmax"))
     assert tade["data_loader"]["type"] == ride["data_loader"]["type"] == softmax["data_loader"]["type"]
@@ -54,24 +65,27 @@ def test_methods_share_data_and_network_family(data):
     assert softmax["arch"]["args"]["num_experts"] == 1 and not softmax["arch"]["args"]["use_norm"]
 
 
-@pytest.mark.parametrize(("path", "value", "message"), [
-    ("trainer;epoch", 3, 'argument of TrainerOptions in config section "trainer" "epoch": did you mean "epochs"'),
-    ("optimiser", {}, 'key in the config "optimiser": did you mean "optimizer"'),
-    ("arch;type", "ResNet23Model", 'type in config section "arch" "ResNet23Model": did you mean "ResNet32Model"'),
-    ("arch;args;num_expert", 3, 'did you mean "num_experts"'),
-    ("arch;arguments", {}, 'key in config section "arch" "arguments"'),
-    ("loss;type", "DiverseExpertsLoss", 'did you mean "DiverseExpertLoss"'),
-    ("loss;args;lambda", 2, 'argument of DiverseExpertLoss in config section "loss" "lambda"'),
-    ("loss;args;tau", "two", '"tau" in loss.DiverseExpertLoss must be of type float, not "two"'),
-    ("data_loader;args;imb_ratio", 100, 'did you mean "imb_factor"'),
-    ("data_loader;args;batch_size", 12.5, '"batch_size" in data_loader.* must be of type int'),
-    ("optimizer;args;learning_rate", 0.1, 'argument of SGD in config section "optimizer" "learning_rate"'),
-    ("optimizer;args;nesterov", "yes", '"nesterov" in optimizer.SGD must be of type bool'),
-    ("lr_scheduler;args;step3", 1, 'did you mean "step[12]"'),
-    ("metrics", ["acuracy"], 'Unknown metric "acuracy": did you mean "accuracy"'),
-    ("n_gpu", "one", '"n_gpu" in config must be of type int'),
-    ("arch;args", 3, "must be a JSON object"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("trainer;epoch", 3, 'argument of TrainerOptions in config section "trainer" "epoch": did you mean "epochs"'),
+        ("optimiser", {}, 'key in the config "optimiser": did you mean "optimizer"'),
+        ("arch;type", "ResNet23Model", 'type in config section "arch" "ResNet23Model": did you mean "ResNet32Model"'),
+        ("arch;args;num_expert", 3, 'did you mean "num_experts"'),
+        ("arch;arguments", {}, 'key in config section "arch" "arguments"'),
+        ("loss;type", "DiverseExpertsLoss", 'did you mean "DiverseExpertLoss"'),
+        ("loss;args;lambda", 2, 'argument of DiverseExpertLoss in config section "loss" "lambda"'),
+        ("loss;args;tau", "two", '"tau" in loss.DiverseExpertLoss must be of type float, not "two"'),
+        ("data_loader;args;imb_ratio", 100, 'did you mean "imb_factor"'),
+        ("data_loader;args;batch_size", 12.5, '"batch_size" in data_loader.* must be of type int'),
+        ("optimizer;args;learning_rate", 0.1, 'argument of SGD in config section "optimizer" "learning_rate"'),
+        ("optimizer;args;nesterov", "yes", '"nesterov" in optimizer.SGD must be of type bool'),
+        ("lr_scheduler;args;step3", 1, 'did you mean "step[12]"'),
+        ("metrics", ["acuracy"], 'Unknown metric "acuracy": did you mean "accuracy"'),
+        ("n_gpu", "one", '"n_gpu" in config must be of type int'),
+        ("arch;args", 3, "must be a JSON object"),
+    ],
+)
 def test_what_is_unknown_or_of_the_wrong_type_is_named(config, path, value, message):
     override(config, path, value)
     with pytest.raises(UserError, match=message):
@@ -87,15 +101,18 @@ def test_missing_argument_and_missing_section(config):
         make_config(config).build("lr_scheduler")
 
 
-@pytest.mark.parametrize(("path", "value", "message"), [
-    ("data_loader;args;imb_factor", 1.5, r"imb_factor must lie in \(0, 1\]"),
-    ("data_loader;args;imb_factor", 0, r"imb_factor must lie in \(0, 1\]"),
-    ("data_loader;args;batch_size", 0, "batch_size must be at least 1"),
-    ("trainer;precision", "fp8", 'precision must be "fp32", "bf16" or "fp16"'),
-    ("trainer;monitor", "val_accuracy", "monitor must be"),
-    ("trainer;epochs", 0, "epochs must be at least 1"),
-    ("arch;args;num_experts", 0, "num_experts must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("data_loader;args;imb_factor", 1.5, r"imb_factor must lie in \(0, 1\]"),
+        ("data_loader;args;imb_factor", 0, r"imb_factor must lie in \(0, 1\]"),
+        ("data_loader;args;batch_size", 0, "batch_size must be at least 1"),
+        ("trainer;precision", "fp8", 'precision must be "fp32", "bf16" or "fp16"'),
+        ("trainer;monitor", "val_accuracy", "monitor must be"),
+        ("trainer;epochs", 0, "epochs must be at least 1"),
+        ("arch;args;num_experts", 0, "num_experts must be at least 1"),
+    ],
+)
 def test_values_out_of_range_are_named(config, path, value, message):
     override(config, path, value)
     config = make_config(config)
@@ -119,13 +136,47 @@ def test_a_config_in_the_references_manner_parses(config):
 
 def test_flags_and_assignments_override_the_file():
     path = str(ROOT / "configs" / TADE)
-    config = parse_command_line("", ["-c", path, "--lr", "0.05", "--bs", "64", "--epochs", "30", "--num_experts", "4",
-                                     "--name", "mine", "--save_period", "7", "--seed", "3", "--step1", "24",
-                                     "--imb_factor", "0.1", "--compile", "--set", "loss;args;tau=1.5",
-                                     "--set", "trainer;monitor=off", "-d", "cpu"], training=True)
+    config = parse_command_line(
+        "",
+        [
+            "-c",
+            path,
+            "--lr",
+            "0.05",
+            "--bs",
+            "64",
+            "--epochs",
+            "30",
+            "--num_experts",
+            "4",
+            "--name",
+            "mine",
+            "--save_period",
+            "7",
+            "--seed",
+            "3",
+            "--step1",
+            "24",
+            "--imb_factor",
+            "0.1",
+            "--compile",
+            "--set",
+            "loss;args;tau=1.5",
+            "--set",
+            "trainer;monitor=off",
+            "-d",
+            "cpu",
+        ],
+        training=True,
+    )
     assert config["optimizer"]["args"]["lr"] == 0.05 and config["data_loader"]["args"]["batch_size"] == 64
-    assert config["trainer"] == {**read_json(path)["trainer"], "epochs": 30, "save_period": 7, "monitor": "off",
-                                 "compile": True}
+    assert config["trainer"] == {
+        **read_json(path)["trainer"],
+        "epochs": 30,
+        "save_period": 7,
+        "monitor": "off",
+        "compile": True,
+    }
     assert config["arch"]["args"]["num_experts"] == 4 and config["name"] == "mine" and config["seed"] == 3
     assert config["lr_scheduler"]["args"]["step1"] == 24 and config["loss"]["args"]["tau"] == 1.5
     assert config["data_loader"]["args"]["imb_factor"] == 0.1 and config.device == "cpu" and config.resume is None

@@ -32,8 +32,11 @@ def test_what_does_not_fit_is_named(plain, tmp_path):
     with pytest.raises(UserError, match=r"layer3.0.conv1.weight is \[256.*\] in file and \[192.*full width"):
         start_from(ResNet10Model(5, True, True, 2).backbone, plain, "file")
     with pytest.raises(UserError, match="file has no layer1.0.conv2.weight.*keys like conv1.weight"):
-        start_from(ResNet10Model(5, num_experts=2).backbone,
-                   {k: v for k, v in plain.items() if k != "layer1.0.conv2.weight"}, "file")
+        start_from(
+            ResNet10Model(5, num_experts=2).backbone,
+            {k: v for k, v in plain.items() if k != "layer1.0.conv2.weight"},
+            "file",
+        )
     with pytest.raises(UserError, match=r'There is no file .*resnet152.pth, which "weights" .* OLTR'):
         read_weights(tmp_path / "resnet152.pth")
     (tmp_path / "resnet152.pth").write_text("no weights")

@@ -2,8 +2,15 @@ import pandas as pd
 
 from utils.report import console_table, figures, markdown_table, results_table
 
-ENTRY = {"images": 10, "top1": 62.55, "many": 70.0, "medium": 55.0, "few": None, "experts_top1": [60.0, 50.0],
-         "weights": [0.75, 0.25]}
+ENTRY = {
+    "images": 10,
+    "top1": 62.55,
+    "many": 70.0,
+    "medium": 55.0,
+    "few": None,
+    "experts_top1": [60.0, 50.0],
+    "weights": [0.75, 0.25],
+}
 RESULTS = {"distributions": {"forward10": ENTRY, "uniform": {**ENTRY, "top1": 100.0}}}
 
 
@@ -16,8 +23,10 @@ def test_table_has_a_row_for_each_distribution_in_order():
 
 def test_a_group_without_images_is_a_dash_never_a_nan():
     assert "nan" not in console_table(RESULTS).lower()
-    assert markdown_table(results_table(RESULTS)).splitlines()[2] == \
-        "| forward10 | 10 | 62.5 | 70.0 | 55.0 | - | 60.0 | 50.0 | 0.75 | 0.25 |"
+    assert (
+        markdown_table(results_table(RESULTS)).splitlines()[2]
+        == "| forward10 | 10 | 62.5 | 70.0 | 55.0 | - | 60.0 | 50.0 | 0.75 | 0.25 |"
+    )
 
 
 def test_learned_weights_stand_beside_equal_ones():

@@ -20,14 +20,34 @@ from utils.errors import UserError
 from utils.parse_config import read_json
 
 reproduce = script("reproduce")
-OPTIONS = ["--data", "digits", "--epochs", "2", "--jobs", "1", "-d", "cpu", "--set", "data_loader;args;batch_size=128",
-           "--set", 'data_loader;args;distributions=["forward10", "uniform", "backward10"]', "--set",
-           "aggregator;args;epochs=1", "--set", "trainer;tensorboard=false"]
+OPTIONS = [
+    "--data",
+    "digits",
+    "--epochs",
+    "2",
+    "--jobs",
+    "1",
+    "-d",
+    "cpu",
+    "--set",
+    "data_loader;args;batch_size=128",
+    "--set",
+    'data_loader;args;distributions=["forward10", "uniform", "backward10"]',
+    "--set",
+    "aggregator;args;epochs=1",
+    "--set",
+    "trainer;tensorboard=false",
+]
 
 
 def start(output: Path, *options: str, console: int = subprocess.PIPE) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "reproduce.py", *OPTIONS, "-o", str(output), *options], cwd=ROOT,
-                            text=True, stdout=console, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, "reproduce.py", *OPTIONS, "-o", str(output), *options],
+        cwd=ROOT,
+        text=True,
+        stdout=console,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def run(output: Path, *options: str) -> str:
@@ -47,9 +67,13 @@ def test_report_table_and_plots(finished):
     output, text = finished
     report = (output / "report.md").read_text()
     assert report in text
-    for expected in ("| method | seeds | forward10 | uniform | backward10 |", "TADE, test-time training",
-                     "## digits, best epoch", "| digits | Softmax | 0.46 |",
-                     "python test_train_cifar.py -c configs/test_time_digits_tade.json"):
+    for expected in (
+        "| method | seeds | forward10 | uniform | backward10 |",
+        "TADE, test-time training",
+        "## digits, best epoch",
+        "| digits | Softmax | 0.46 |",
+        "python test_train_cifar.py -c configs/test_time_digits_tade.json",
+    ):
         assert expected in report, expected
     frame = pd.read_csv(output / "results.csv")
     assert len(frame) == 2 * 3 * 3  # checkpoints, rows, distributions
@@ -119,8 +143,12 @@ def runs(process: str) -> bool:
 def test_a_shortened_schedule_keeps_its_shape():
     config = make_config(read_json(ROOT / "configs" / "config_cifar100_ir100_ride.json"))
     assert scaled_schedule(config, 20) == [
-        "trainer;epochs=20", "lr_scheduler;args;step1=16", "lr_scheduler;args;step2=18",
-        "lr_scheduler;args;warmup_epoch=5", "loss;args;reweight_epoch=16"]
+        "trainer;epochs=20",
+        "lr_scheduler;args;step1=16",
+        "lr_scheduler;args;step2=18",
+        "lr_scheduler;args;warmup_epoch=5",
+        "loss;args;reweight_epoch=16",
+    ]
     config = read_json(ROOT / "configs" / "config_imagenet_lt_resnext50_tade.json")
     assert scaled_schedule(make_config(config), 90) == ["trainer;epochs=90", "lr_scheduler;args;T_max=90"]
     config["lr_scheduler"] = {"type": "MultiStepLR", "args": {"milestones": [60, 120]}}
@@ -132,15 +160,25 @@ def test_quick_takes_distributions_that_the_data_set_has():
     assert quick_changes(config)[0] == 'data_loader;args;distributions=["forward3", "uniform", "backward3"]'
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--methods", "softmaks"], 'Unknown data set and method "cifar100_ir100_softmaks": did you mean'),
-    (["--epochs", "0"], "--epochs must be at least 1, not 0"), (["--jobs", "0"], "--jobs must be at least 1"),
-    (["--set", "optimizer;args;learning_rate=1"], 'argument of SGD in config section "optimizer" "learning_rate"'),
-    (["--set", "aggregator;args;epoch=1"], 'argument of StabilityAggregator in config section "aggregator" "epoch"'),
-    (["--methods", "softmax", "--set", "aggregatorzz=1"], 'key in the config "aggregatorzz"'),
-    (["--set", "trainer;precision=bf32"], "precision must be"), (["--seeds", "1", "1"], "would both be"),
-    (["--set", "seed=5"], "--set cannot change seed"), (["--set", "name=x"], "--set cannot change name"),
-    (["--data", "imagenet_lt_resnext50"], "ImageNet_LT_train.txt cannot be read")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "softmaks"], 'Unknown data set and method "cifar100_ir100_softmaks": did you mean'),
+        (["--epochs", "0"], "--epochs must be at least 1, not 0"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+        (["--set", "optimizer;args;learning_rate=1"], 'argument of SGD in config section "optimizer" "learning_rate"'),
+        (
+            ["--set", "aggregator;args;epoch=1"],
+            'argument of StabilityAggregator in config section "aggregator" "epoch"',
+        ),
+        (["--methods", "softmax", "--set", "aggregatorzz=1"], 'key in the config "aggregatorzz"'),
+        (["--set", "trainer;precision=bf32"], "precision must be"),
+        (["--seeds", "1", "1"], "would both be"),
+        (["--set", "seed=5"], "--set cannot change seed"),
+        (["--set", "name=x"], "--set cannot change name"),
+        (["--data", "imagenet_lt_resnext50"], "ImageNet_LT_train.txt cannot be read"),
+    ],
+)
 def test_bad_options_stop_before_anything_runs(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
         reproduce.main([*options, "-o", str(tmp_path / "out")])
@@ -182,9 +220,18 @@ def test_a_folder_belongs_to_one_comparison_at_a_time(tmp_path):
 def test_mean_and_deviation_over_seeds():
     assert mean_and_deviation(pd.Series([40.0, 42.0])) == "41.0 ± 1.4"
     assert mean_and_deviation(pd.Series([40.04])) == "40.0" and mean_and_deviation(pd.Series([None, None])) == "-"
-    frame = pd.DataFrame([{"row": row, "distribution": d, "top1": value, "seed": seed} for row, d, value, seed in
-                          (("b", "z", 1.0, 1), ("b", "a", 2.0, 1), ("a", "z", 3.0, 1), ("a", "a", 4.0, 1),
-                           ("b", "z", 3.0, 2))])
+    frame = pd.DataFrame(
+        [
+            {"row": row, "distribution": d, "top1": value, "seed": seed}
+            for row, d, value, seed in (
+                ("b", "z", 1.0, 1),
+                ("b", "a", 2.0, 1),
+                ("a", "z", 3.0, 1),
+                ("a", "a", 4.0, 1),
+                ("b", "z", 3.0, 2),
+            )
+        ]
+    )
     table = accuracy_table(frame)
     assert list(table.index) == ["b", "a"] and list(table.columns) == ["seeds", "z", "a"]  # the order they came in
     assert list(table["seeds"]) == ["2", "1"]

@@ -87,8 +87,19 @@ def test_another_imbalance_ratio_is_refused(digits_run):
 
 def test_command_lines(digits_run, tmp_path):
     """All the way through a process: train with overrides, go on, evaluate."""
-    done = run_script("train", "-c", "configs/config_digits_tade.json", "--epochs", 1, "--save_dir", tmp_path,
-                      "--run_id", "one", "--num_experts", 2)
+    done = run_script(
+        "train",
+        "-c",
+        "configs/config_digits_tade.json",
+        "--epochs",
+        1,
+        "--save_dir",
+        tmp_path,
+        "--run_id",
+        "one",
+        "--num_experts",
+        2,
+    )
     assert done.returncode == 0, done.stderr
     last = tmp_path / "Digits_LT_TADE" / "one" / "last.pth"
     done = run_script("train", "-r", last, "--epochs", 2)
@@ -98,31 +109,49 @@ def test_command_lines(digits_run, tmp_path):
     assert not done.stderr.strip()
 
 
-@pytest.mark.parametrize(("name", "arguments", "message"), [
-    ("train", ["-c", "configs/absent.json"], "There is no config file configs/absent.json"),
-    ("train", ["-c", "configs/config_digits_tade.json", "--bs", 0], "batch_size must be at least 1, not 0."),
-    ("train", ["-c", "configs/config_digits_tade.json", "--set", "loss;type=DiverseLoss"],
-     'Unknown type in config section "loss" "DiverseLoss": did you mean "DiverseExpertLoss"?'),
-    ("train", ["-c", "configs/config_digits_tade.json", "--imb_factor", 0], "imb_factor must lie in (0, 1]"),
-    ("train", ["-c", "configs/config_digits_tade.json", "-d", "gpu"], 'Unknown device "gpu"'),
-    ("train", ["-c", "configs/config_digits_tade.json", "--seed", -1], "seed must be at least 0"),
-    ("train", ["-c", "configs/config_digits_tade.json", "--set", "optimizer;args;lr=NaN"], "must be of type float"),
-    ("train", ["-c", "configs/config_digits_tade.json", "--set", "trainer;monitor=max val_acc"],
-     'Unknown value in trainer;monitor "val_acc": did you mean "val_accuracy"?'),
-    ("train", ["-c", "configs/config_digits_tade.json", "-d", "meta"], 'Device "meta" is not supported'),
-    ("train", ["-c", "configs/config_digits_tade.json", "--set",
-               'lr_scheduler={"type":"StepLR","args":{"step_size":0}}'], 'Config section "lr_scheduler" (StepLR)'),
-    ("test", ["-r", "CKPT", "-o", "README.md"], "The folder README.md for results cannot be created"),
-    ("train", ["-r", "absent.pth"], "There is no checkpoint absent.pth"),
-    ("test", ["-r", "README.md"], "README.md is truncated or not a checkpoint"),
-    ("test_all_cifar", ["-r", "CKPT", "--set", 'data_loader;args;distributions=["sideways3"]'],
-     'unknown test distribution "sideways3"'),
-    ("test", ["-r", "CKPT", "--set", "arch;args;num_experts=4"], "does not fit the architecture of the config"),
-    ("test", ["-r", "CKPT", "--set", "arch;args;num_classes=12"], "num_classes is 12 and the data has 10 classes"),
-    ("test_train_cifar", ["-c", str(TEST_TIME), "-r", "CKPT", "--set", "aggregator;args;epochs=0"],
-     "epochs and batch_size must be at least 1"),
-    ("test_train_cifar", ["-c", "configs/config_digits_tade.json", "-r", "CKPT"], 'The config has no "aggregator"'),
-])
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train", ["-c", "configs/absent.json"], "There is no config file configs/absent.json"),
+        ("train", ["-c", "configs/config_digits_tade.json", "--bs", 0], "batch_size must be at least 1, not 0."),
+        (
+            "train",
+            ["-c", "configs/config_digits_tade.json", "--set", "loss;type=DiverseLoss"],
+            'Unknown type in config section "loss" "DiverseLoss": did you mean "DiverseExpertLoss"?',
+        ),
+        ("train", ["-c", "configs/config_digits_tade.json", "--imb_factor", 0], "imb_factor must lie in (0, 1]"),
+        ("train", ["-c", "configs/config_digits_tade.json", "-d", "gpu"], 'Unknown device "gpu"'),
+        ("train", ["-c", "configs/config_digits_tade.json", "--seed", -1], "seed must be at least 0"),
+        ("train", ["-c", "configs/config_digits_tade.json", "--set", "optimizer;args;lr=NaN"], "must be of type float"),
+        (
+            "train",
+            ["-c", "configs/config_digits_tade.json", "--set", "trainer;monitor=max val_acc"],
+            'Unknown value in trainer;monitor "val_acc": did you mean "val_accuracy"?',
+        ),
+        ("train", ["-c", "configs/config_digits_tade.json", "-d", "meta"], 'Device "meta" is not supported'),
+        (
+            "train",
+            ["-c", "configs/config_digits_tade.json", "--set", 'lr_scheduler={"type":"StepLR","args":{"step_size":0}}'],
+            'Config section "lr_scheduler" (StepLR)',
+        ),
+        ("test", ["-r", "CKPT", "-o", "README.md"], "The folder README.md for results cannot be created"),
+        ("train", ["-r", "absent.pth"], "There is no checkpoint absent.pth"),
+        ("test", ["-r", "README.md"], "README.md is truncated or not a checkpoint"),
+        (
+            "test_all_cifar",
+            ["-r", "CKPT", "--set", 'data_loader;args;distributions=["sideways3"]'],
+            'unknown test distribution "sideways3"',
+        ),
+        ("test", ["-r", "CKPT", "--set", "arch;args;num_experts=4"], "does not fit the architecture of the config"),
+        ("test", ["-r", "CKPT", "--set", "arch;args;num_classes=12"], "num_classes is 12 and the data has 10 classes"),
+        (
+            "test_train_cifar",
+            ["-c", str(TEST_TIME), "-r", "CKPT", "--set", "aggregator;args;epochs=0"],
+            "epochs and batch_size must be at least 1",
+        ),
+        ("test_train_cifar", ["-c", "configs/config_digits_tade.json", "-r", "CKPT"], 'The config has no "aggregator"'),
+    ],
+)
 def test_bad_input_gets_one_sentence_and_a_status(digits_run, name, arguments, message):
     done = run_script(name, *(digits_run["last"] if a == "CKPT" else a for a in arguments))
     assert done.returncode == 2 and message in done.stderr
@@ -144,8 +173,9 @@ def test_weights_alone_evaluate_with_a_config_and_cannot_be_resumed(digits_run, 
     done = run_script("test", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "weights.pth")
     assert done.returncode == 0
     save_checkpoint(tmp_path / "bare.pth", {"model": load_checkpoint(digits_run["last"])["model"]})
-    done = run_script("train", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "bare.pth",
-                      "--save_dir", tmp_path)
+    done = run_script(
+        "train", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "bare.pth", "--save_dir", tmp_path
+    )
     assert done.returncode == 2 and "weights alone" in done.stderr
 
 

@@ -36,8 +36,17 @@ def golden_trainer(tmp_path, dtype):
     order = sorted(range(100), key=lambda c: (counts[c], c if c in (87, 88) else -c))
     criterion.inverse_prior[order] = criterion.prior.sort().values.flip(0)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    return Trainer(network, criterion, {}, ImbalanceDigitsDataLoader(8), optimizer, CustomLR(optimizer, 160, 180),
-                   TrainerOptions(epochs=1, monitor="off", tensorboard=False), tmp_path, {}), optimizer
+    return Trainer(
+        network,
+        criterion,
+        {},
+        ImbalanceDigitsDataLoader(8),
+        optimizer,
+        CustomLR(optimizer, 160, 180),
+        TrainerOptions(epochs=1, monitor="off", tensorboard=False),
+        tmp_path,
+        {},
+    ), optimizer
 
 
 def test_five_golden_steps(tmp_path):
@@ -60,8 +69,14 @@ def test_five_golden_steps(tmp_path):
 def test_training_learns_and_keeps_its_checkpoints(digits_run):
     assert digits_run["epoch"] == 6 and digits_run["loss"] < 5 and digits_run["val_accuracy"] > 30
     files = {path.name for path in (ROOT / digits_run["run_dir"]).iterdir()}
-    assert {"last.pth", "model_best.pth", "checkpoint-epoch3.pth", "checkpoint-epoch6.pth", "config.json", "log.txt"} \
-        <= files and not any(name.endswith(".tmp") for name in files)
+    assert {
+        "last.pth",
+        "model_best.pth",
+        "checkpoint-epoch3.pth",
+        "checkpoint-epoch6.pth",
+        "config.json",
+        "log.txt",
+    } <= files and not any(name.endswith(".tmp") for name in files)
     assert any(name.startswith("events.out") for name in files)
     last, best = load_checkpoint(digits_run["last"]), load_checkpoint(digits_run["best"])
     assert last["epoch"] == 6 and "last" in last["selected_by"]
@@ -192,8 +207,11 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(digits_config):
     first = one_epoch_run(digits_config)
     folder = Path(first["run_dir"])
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"}
-    for changes in ({"arch": {**digits_config["arch"], "args": {**digits_config["arch"]["args"], "num_experts": 2}}},
-                    {"optimizer": {"type": "Adam", "args": {"lr": 0.01}}}, {}):
+    for changes in (
+        {"arch": {**digits_config["arch"], "args": {**digits_config["arch"]["args"], "num_experts": 2}}},
+        {"optimizer": {"type": "Adam", "args": {"lr": 0.01}}},
+        {},
+    ):
         with pytest.raises(UserError):
             train(make_config({**digits_config, **changes}, resume=Path(first["last"])))
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"}
@@ -295,10 +313,19 @@ def test_two_processes_train_one_network(digits_config, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port),
-               str(tmp_path / "two.py")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(port),
+        str(tmp_path / "two.py"),
+    ]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Done.") == 1
     state = load_checkpoint(tmp_path / digits_config["name"] / "two" / "last.pth")

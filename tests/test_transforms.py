@@ -54,8 +54,7 @@ def test_training_augmentation_on_real_images(cifar_dir):
     given, degrees = draw(2000)
     result = CropFlipRotate(32).apply(images, given)
     pixels = result.permute(0, 2, 3, 1).numpy()
-    different = [i for i in range(2000)
-                 if not np.array_equal(pixels[i], with_pillow(images[i], given, degrees, i, 32))]
+    different = [i for i in range(2000) if not np.array_equal(pixels[i], with_pillow(images[i], given, degrees, i, 32))]
     assert different == []
 
 
@@ -87,9 +86,15 @@ def pictures():
     return (torch.nn.functional.interpolate(coarse, size=32, mode="bilinear") * 255).byte()
 
 
-@pytest.mark.parametrize(("ours", "name", "factors"), [
-    (adjust_brightness, "adjust_brightness", (0.6, 1.0, 1.4)), (adjust_contrast, "adjust_contrast", (0.6, 1.0, 1.4)),
-    (adjust_saturation, "adjust_saturation", (0.6, 1.0, 1.4)), (adjust_hue, "adjust_hue", (-0.1, 0.0, 0.05, 0.1))])
+@pytest.mark.parametrize(
+    ("ours", "name", "factors"),
+    [
+        (adjust_brightness, "adjust_brightness", (0.6, 1.0, 1.4)),
+        (adjust_contrast, "adjust_contrast", (0.6, 1.0, 1.4)),
+        (adjust_saturation, "adjust_saturation", (0.6, 1.0, 1.4)),
+        (adjust_hue, "adjust_hue", (-0.1, 0.0, 0.05, 0.1)),
+    ],
+)
 def test_colours_change_as_torchvision_changes_them(pictures, ours, name, factors):
     for factor in factors:
         theirs = getattr(torchvision().transforms.functional, name)
@@ -108,8 +113,12 @@ def test_grey_is_pillows(pictures):
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 1.3, 2.0])
 def test_blur_is_gaussian_and_close_to_pillows(pictures, sigma):
     result = gaussian_blur(pictures.float(), torch.full((40,), sigma))
-    expected = np.stack([np.asarray(Image.fromarray(p.numpy()).filter(ImageFilter.GaussianBlur(sigma)))
-                         for p in pictures.permute(0, 2, 3, 1)]).transpose(0, 3, 1, 2)
+    expected = np.stack(
+        [
+            np.asarray(Image.fromarray(p.numpy()).filter(ImageFilter.GaussianBlur(sigma)))
+            for p in pictures.permute(0, 2, 3, 1)
+        ]
+    ).transpose(0, 3, 1, 2)
     assert np.abs(result.numpy() - expected).mean() < 1
     flat = torch.full((1, 3, 32, 32), 0.3)
     torch.testing.assert_close(gaussian_blur(flat, torch.tensor([sigma])), flat)
@@ -132,8 +141,12 @@ def test_a_view_of_an_image_does_not_depend_on_its_batch(pictures):
     augmentation = ViewAugmentation(32)
     given = augmentation.draw(40, epoch_generator(1, 0))
     rows = torch.tensor([31, 4, 17])
-    torch.testing.assert_close(augmentation.apply(pictures[rows], given.rows(rows)),
-                               augmentation.apply(pictures, given)[rows], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        augmentation.apply(pictures[rows], given.rows(rows)),
+        augmentation.apply(pictures, given)[rows],
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 def test_view_probabilities():

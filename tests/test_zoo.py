@@ -32,7 +32,8 @@ def test_a_checkpoint_gives_its_accuracy(cifar_dir, tmp_path):
     """The balanced test set of the real CIFAR-100, with the smallest network."""
     name = "cifar100_ir100_softmax_20_epochs_seed1.pth"
     row = next(line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
-    config = parse_command_line("", ["-r", str(FOLDER / name), "-o", str(tmp_path),
-                                     "--set", f"data_loader;args;data_dir={cifar_dir}"])
+    config = parse_command_line(
+        "", ["-r", str(FOLDER / name), "-o", str(tmp_path), "--set", f"data_loader;args;data_dir={cifar_dir}"]
+    )
     top1 = script("test").main(config)["distributions"]["uniform"]["top1"]
     assert top1 == pytest.approx(float(row.split("|")[4]), abs=0.06)

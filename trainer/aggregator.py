@@ -85,9 +85,16 @@ class StabilityAggregator(Aggregator):
             equal weights on the views of the last pass.
     """
 
-    def __init__(self, num_experts: int, make_optimizer: Callable[[list[nn.Parameter]], Optimizer], epochs: int = 5,
-                 batch_size: int = 128, stop_below: float = 0.05, entropy_coefficient: float = 0.0,
-                 fallback: bool = True):
+    def __init__(
+        self,
+        num_experts: int,
+        make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        epochs: int = 5,
+        batch_size: int = 128,
+        stop_below: float = 0.05,
+        entropy_coefficient: float = 0.0,
+        fallback: bool = True,
+    ):
         if epochs < 1 or batch_size < 1:
             raise ValueError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
         self.epochs, self.batch_size, self.stop_below = epochs, batch_size, stop_below
@@ -141,8 +148,11 @@ class StabilityAggregator(Aggregator):
         return aggregate(self.weights, logits)
 
     def report(self) -> dict:
-        return {"weights_after_pass": [[_finite(w) for w in weights] for weights in self.history],
-                "stability_in_pass": [_finite(s) for s in self.stability], "note": self.note}
+        return {
+            "weights_after_pass": [[_finite(w) for w in weights] for weights in self.history],
+            "stability_in_pass": [_finite(s) for s in self.stability],
+            "note": self.note,
+        }
 
 
 def _finite(value: float) -> float | None:
@@ -160,10 +170,21 @@ class StreamingStabilityAggregator(StabilityAggregator):
         batch_size: images that arrive together.
     """
 
-    def __init__(self, num_experts: int, make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
-                 batch_size: int = 64, entropy_coefficient: float = 0.0):
-        super().__init__(num_experts, make_optimizer, epochs=1, batch_size=batch_size, fallback=False,
-                         entropy_coefficient=entropy_coefficient)
+    def __init__(
+        self,
+        num_experts: int,
+        make_optimizer: Callable[[list[nn.Parameter]], Optimizer],
+        batch_size: int = 64,
+        entropy_coefficient: float = 0.0,
+    ):
+        super().__init__(
+            num_experts,
+            make_optimizer,
+            epochs=1,
+            batch_size=batch_size,
+            fallback=False,
+            entropy_coefficient=entropy_coefficient,
+        )
 
     def fit_pass(self, view1: Tensor, view2: Tensor, generator: torch.Generator) -> None:
         order = torch.randperm(len(view1), generator=generator)

@@ -86,14 +86,23 @@ class DistributionScorer:
         rows = torch.as_tensor(rows)
         prediction = predict(self.logits[rows]).argmax(dim=1)
         hits = class_hits(prediction, self.targets[rows], self.num_classes)
-        return {"images": len(rows), "top1": percent_correct(*hits),
-                **{name: percent_correct(*hits, classes) for name, classes in self.groups.items()},
-                "experts_top1": (100 * self.expert_hits[rows].double().mean(dim=0)).tolist()}
+        return {
+            "images": len(rows),
+            "top1": percent_correct(*hits),
+            **{name: percent_correct(*hits, classes) for name, classes in self.groups.items()},
+            "experts_top1": (100 * self.expert_hits[rows].double().mean(dim=0)).tolist(),
+        }
 
 
-def score_equal_weights(scorer: DistributionScorer, distributions: Mapping[str, np.ndarray],
-                        names: Iterable[str]) -> dict[str, dict]:
+def score_equal_weights(
+    scorer: DistributionScorer, distributions: Mapping[str, np.ndarray], names: Iterable[str]
+) -> dict[str, dict]:
     """Results of the mean of the experts' logits on each named distribution."""
     experts = scorer.logits.shape[1]
-    return {name: {**scorer.score(distributions[name], lambda logits: logits.mean(dim=1)),
-                   "weights": [1 / experts] * experts} for name in names}
+    return {
+        name: {
+            **scorer.score(distributions[name], lambda logits: logits.mean(dim=1)),
+            "weights": [1 / experts] * experts,
+        }
+        for name in names
+    }

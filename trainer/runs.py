@@ -57,9 +57,17 @@ class Run:
         return [shlex.join(["python", *line]) for line in lines]
 
 
-def plan_runs(data: Sequence[str], methods: Sequence[str], seeds: Sequence[int], output: Path, *,
-              epochs: int | None = None, assignments: Sequence[str] = (), device: str | None = None,
-              quick: bool = False) -> list[Run]:
+def plan_runs(
+    data: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    output: Path,
+    *,
+    epochs: int | None = None,
+    assignments: Sequence[str] = (),
+    device: str | None = None,
+    quick: bool = False,
+) -> list[Run]:
     """One run for each data set, method and seed; their configs are checked, for training and for testing.
 
     Args:
@@ -77,29 +85,36 @@ def plan_runs(data: Sequence[str], methods: Sequence[str], seeds: Sequence[int],
     """
     for text in assignments:
         if parse_assignment(text)[0] in RESERVED:
-            raise UserError(f"--set cannot change {parse_assignment(text)[0]} of a comparison: use --output and "
-                            "--seeds.")
+            raise UserError(
+                f"--set cannot change {parse_assignment(text)[0]} of a comparison: use --output and --seeds."
+            )
     runs = []
     for name in data:
         for method in methods:
             path = CONFIGS / f"config_{name}_{method}.json"
             if not path.exists():
-                raise unknown("data set and method", f"{name}_{method}",
-                              [p.stem.removeprefix("config_") for p in CONFIGS.glob("config_*.json")])
+                raise unknown(
+                    "data set and method",
+                    f"{name}_{method}",
+                    [p.stem.removeprefix("config_") for p in CONFIGS.glob("config_*.json")],
+                )
             base = make_config(read_json(path))
             changes = (scaled_schedule(base, epochs) if epochs else []) + (quick_changes(base) if quick else [])
             runs += [_plan_run(name, method, seed, output, path, [*changes, *assignments], device) for seed in seeds]
     folders: dict[Path, Run] = {}
     for run in runs:
         if run.folder in folders:
-            raise UserError(f"{run} and {folders[run.folder]} would both be {run.folder}: give every data set, method "
-                            'and seed once, and every config a "name" of its own.')
+            raise UserError(
+                f"{run} and {folders[run.folder]} would both be {run.folder}: give every data set, method "
+                'and seed once, and every config a "name" of its own.'
+            )
         folders[run.folder] = run
     return runs
 
 
-def _plan_run(data: str, method: str, seed: int, output: Path, path: Path, assignments: Sequence[str],
-              device: str | None) -> Run:
+def _plan_run(
+    data: str, method: str, seed: int, output: Path, path: Path, assignments: Sequence[str], device: str | None
+) -> Run:
     """One run of `plan_runs`."""
     sections = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
     on_device = ["-d", device] if device else []
@@ -109,8 +124,17 @@ def _plan_run(data: str, method: str, seed: int, output: Path, path: Path, assig
         return on_device + [word for text in kept for word in ("--set", text)]
 
     base = read_json(path)
-    arguments = ["-c", str(path), "--seed", str(seed), "--save_dir", str(output), "--run_id", f"seed{seed}",
-                 *options(unwanted=["aggregator"])]
+    arguments = [
+        "-c",
+        str(path),
+        "--seed",
+        str(seed),
+        "--save_dir",
+        str(output),
+        "--run_id",
+        f"seed{seed}",
+        *options(unwanted=["aggregator"]),
+    ]
     config = parse_command_line("", arguments, training=True)
     config.build("trainer")
     adapt_arguments = None
@@ -123,8 +147,15 @@ def _plan_run(data: str, method: str, seed: int, output: Path, path: Path, assig
             if section in ("data_loader", "aggregator"):
                 override(merged, *parse_assignment(text))
         make_config(merged)
-    return Run(data, method, seed, output / base["name"] / f"seed{seed}", tuple(arguments),
-               tuple(options("data_loader")), adapt_arguments)
+    return Run(
+        data,
+        method,
+        seed,
+        output / base["name"] / f"seed{seed}",
+        tuple(arguments),
+        tuple(options("data_loader")),
+        adapt_arguments,
+    )
 
 
 def scaled_schedule(config: ConfigParser, epochs: int) -> list[str]:
@@ -154,7 +185,8 @@ def scaled_schedule(config: ConfigParser, epochs: int) -> list[str]:
 def quick_changes(config: ConfigParser) -> list[str]:
     """Assignments that leave the first, the balanced and the last test distribution, and one test-time pass."""
     loader = config["data_loader"]
-    names = loader.get("args", {}).get("distributions") or \
-        getattr(COMPONENTS["data_loader"][loader["type"]], "published", CIFAR_DISTRIBUTIONS)
+    names = loader.get("args", {}).get("distributions") or getattr(
+        COMPONENTS["data_loader"][loader["type"]], "published", CIFAR_DISTRIBUTIONS
+    )
     kept = list(dict.fromkeys([names[0], "uniform", names[-1]]))
     return [f"data_loader;args;distributions={json.dumps(kept)}", "aggregator;args;epochs=1"]

@@ -40,8 +40,12 @@ COMPONENTS = {
     "aggregator": _public(aggregator),
     "trainer": TrainerOptions,
 }
-SUPPLIED = {"loss": {"cls_num_list"}, "optimizer": {"params"}, "lr_scheduler": {"optimizer"},
-            "aggregator": {"num_experts", "make_optimizer"}}
+SUPPLIED = {
+    "loss": {"cls_num_list"},
+    "optimizer": {"params"},
+    "lr_scheduler": {"optimizer"},
+    "aggregator": {"num_experts", "make_optimizer"},
+}
 TRAINING_SECTIONS = ("name", "arch", "data_loader", "optimizer", "loss", "lr_scheduler", "trainer")
 
 TESTING_SECTIONS = ("name", "n_gpu", "seed", "arch", "data_loader", "optimizer", "aggregator")
@@ -69,8 +73,14 @@ def make_config(config: dict, **options) -> ConfigParser:
     return ConfigParser(config, COMPONENTS, SUPPLIED, **options)
 
 
-def parse_command_line(description: str, arguments: list[str] | None = None, *, training: bool = False,
-                       needs_config: bool = False, extra: Mapping[str, dict] | None = None) -> ConfigParser:
+def parse_command_line(
+    description: str,
+    arguments: list[str] | None = None,
+    *,
+    training: bool = False,
+    needs_config: bool = False,
+    extra: Mapping[str, dict] | None = None,
+) -> ConfigParser:
     """Parse and check a script's command line.
 
     The config is that of the checkpoint (`-r`), if any; sections of the `-c` file replace the checkpoint's; flags and
@@ -86,12 +96,25 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", type=Path, metavar="JSON", required=needs_config, help="config file")
-    parser.add_argument("-r", "--resume", type=Path, metavar="CKPT", required=not training,
-                        help="checkpoint to go on from" if training else "checkpoint to evaluate")
-    parser.add_argument("-d", "--device",
-                        help="cpu, cuda, cuda:1, or GPU numbers such as 0,1 (default: CUDA if present)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY;PATH=VALUE", dest="assignments",
-                        help='any value of the config, e.g. --set "optimizer;args;lr=0.05"; may be repeated')
+    parser.add_argument(
+        "-r",
+        "--resume",
+        type=Path,
+        metavar="CKPT",
+        required=not training,
+        help="checkpoint to go on from" if training else "checkpoint to evaluate",
+    )
+    parser.add_argument(
+        "-d", "--device", help="cpu, cuda, cuda:1, or GPU numbers such as 0,1 (default: CUDA if present)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY;PATH=VALUE",
+        dest="assignments",
+        help='any value of the config, e.g. --set "optimizer;args;lr=0.05"; may be repeated',
+    )
     if training:
         parser.add_argument("--run_id", help="name of this run's folder (default: date and time)")
         parser.add_argument("--compile", action="store_const", const=True, help="run the network through torch.compile")
@@ -119,8 +142,13 @@ def parse_command_line(description: str, arguments: list[str] | None = None, *, 
         override(config, "trainer;compile", True)
     for text in args.assignments:
         override(config, *parse_assignment(text))
-    checked = make_config(config, resume=args.resume, device=args.device, output=getattr(args, "output", None),
-                          run_id=getattr(args, "run_id", None))
+    checked = make_config(
+        config,
+        resume=args.resume,
+        device=args.device,
+        output=getattr(args, "output", None),
+        run_id=getattr(args, "run_id", None),
+    )
     checked.options = {flag.strip("-"): getattr(args, flag.strip("-")) for flag in extra or {}}
     return checked
 
@@ -164,8 +192,12 @@ def build_loader(config: ConfigParser, device: torch.device) -> BaseDataLoader:
     return loader
 
 
-TORCHVISION_NAMES = {"ResNet50Model": "resnet50", "ResNet101Model": "resnet101", "ResNet152Model": "resnet152",
-                     "ResNeXt50Model": "resnext50_32x4d"}
+TORCHVISION_NAMES = {
+    "ResNet50Model": "resnet50",
+    "ResNet101Model": "resnet101",
+    "ResNet152Model": "resnet152",
+    "ResNeXt50Model": "resnext50_32x4d",
+}
 
 
 def load_start_weights(config: ConfigParser, network: BaseModel) -> None:
@@ -178,13 +210,17 @@ def load_start_weights(config: ConfigParser, network: BaseModel) -> None:
     if source == "torchvision":
         arch = config["arch"]["type"]
         if arch not in TORCHVISION_NAMES:
-            raise UserError(f'"weights": "torchvision" is there for {", ".join(TORCHVISION_NAMES)}, not for {arch}: '
-                            "leave it out, or give the path of a file.")
+            raise UserError(
+                f'"weights": "torchvision" is there for {", ".join(TORCHVISION_NAMES)}, not for {arch}: '
+                "leave it out, or give the path of a file."
+            )
         try:
             plain = torchvision().models.get_model(TORCHVISION_NAMES[arch], weights="IMAGENET1K_V1").state_dict()
         except OSError as error:
-            raise UserError(f"torchvision's weights for {arch} could not be downloaded ({error}): try again, or leave "
-                            '"weights" out.') from error
+            raise UserError(
+                f"torchvision's weights for {arch} could not be downloaded ({error}): try again, or leave "
+                '"weights" out.'
+            ) from error
     else:
         plain = read_weights(source)
     filled = start_from(network.backbone, plain, source)
@@ -200,8 +236,10 @@ def parameter_groups(config: ConfigParser, network: BaseModel) -> list[dict]:
     if share_lr is None:
         return [{"params": list(network.parameters())}]
     heads = {name for name, _ in network.named_parameters() if name.startswith("backbone.linear")}
-    return [{"params": [p for n, p in network.named_parameters() if n in heads]},
-            {"params": [p for n, p in network.named_parameters() if n not in heads], "lr": share_lr}]
+    return [
+        {"params": [p for n, p in network.named_parameters() if n in heads]},
+        {"params": [p for n, p in network.named_parameters() if n not in heads], "lr": share_lr},
+    ]
 
 
 def check_schedule(config: ConfigParser) -> None:
@@ -227,7 +265,9 @@ def build_model(config: ConfigParser, num_classes: int, device: torch.device) ->
     """
     network = config.build("arch")
     if network.num_classes != num_classes:
-        raise UserError(f"arch;args;num_classes is {network.num_classes} and the data has {num_classes} classes: "
-                        f'set it to {num_classes}, e.g. --set "arch;args;num_classes={num_classes}".')
+        raise UserError(
+            f"arch;args;num_classes is {network.num_classes} and the data has {num_classes} classes: "
+            f'set it to {num_classes}, e.g. --set "arch;args;num_classes={num_classes}".'
+        )
     get_logger().info(f"{network}, on {device}")
     return network.to(device)

@@ -13,8 +13,9 @@ from utils.logger import get_logger, progress
 from utils.seed import SHUFFLE, epoch_generator
 
 
-def two_view_logits(network: nn.Module, loader: BaseDataLoader, rows: np.ndarray, draw: int,
-                    device: torch.device) -> tuple[Tensor, Tensor]:
+def two_view_logits(
+    network: nn.Module, loader: BaseDataLoader, rows: np.ndarray, draw: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Expert logits of two random views of the test images `rows`: two of [M, E, C]."""
     buffers = RowBuffer(len(rows)), RowBuffer(len(rows))
     batches = loader.two_view_batches(rows, draw)
@@ -24,9 +25,14 @@ def two_view_logits(network: nn.Module, loader: BaseDataLoader, rows: np.ndarray
     return buffers[0].filled(), buffers[1].filled()
 
 
-def fit_aggregators(network: nn.Module, loader: BaseDataLoader, distributions: Mapping[str, np.ndarray],
-                    make_aggregator: Callable[[], Aggregator], seed: int,
-                    device: torch.device) -> dict[str, Aggregator]:
+def fit_aggregators(
+    network: nn.Module,
+    loader: BaseDataLoader,
+    distributions: Mapping[str, np.ndarray],
+    make_aggregator: Callable[[], Aggregator],
+    seed: int,
+    device: torch.device,
+) -> dict[str, Aggregator]:
     """One aggregator for each distribution, fitted on that distribution's unlabelled images alone.
 
     Each distribution by itself is the published algorithm. They share the random views: in a pass every image that any

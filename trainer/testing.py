@@ -26,8 +26,10 @@ from utils.report import console_table, figures, make_folder, results_table, wri
 from utils.seed import seed_everything
 
 BALANCED = ("uniform",)
-EQUAL_WEIGHTS = ("Experts weighted equally (mean of their logits). One pass of the network over the un-augmented test "
-                 "images; every distribution is a selection of them.")
+EQUAL_WEIGHTS = (
+    "Experts weighted equally (mean of their logits). One pass of the network over the un-augmented test "
+    "images; every distribution is a selection of them."
+)
 
 
 @dataclass
@@ -59,14 +61,25 @@ def open_subject(config: ConfigParser) -> Subject:
     loader = build_loader(config, device)
     trained_on = checkpoint.get("cls_num_list")
     if trained_on and list(trained_on) != list(loader.cls_num_list):
-        raise UserError(f"{config.resume} was trained on {sum(trained_on)} images in {len(trained_on)} classes, and "
-                        f"the config's data has {sum(loader.cls_num_list)} in {loader.num_classes}: use the test "
-                        "config of the same data set and imbalance ratio.")
+        raise UserError(
+            f"{config.resume} was trained on {sum(trained_on)} images in {len(trained_on)} classes, and "
+            f"the config's data has {sum(loader.cls_num_list)} in {loader.num_classes}: use the test "
+            "config of the same data set and imbalance ratio."
+        )
     model = build_model(config, loader.num_classes, device)
     load_weights(model, checkpoint["model"], config.resume)
-    return Subject(parallel(inference_copy(model), device, gpus), model.num_experts, loader, device, {
-        "path": str(config.resume), "sha256": sha256(config.resume), "epoch": checkpoint.get("epoch"),
-        "selected_by": checkpoint.get("selected_by", "unknown")})
+    return Subject(
+        parallel(inference_copy(model), device, gpus),
+        model.num_experts,
+        loader,
+        device,
+        {
+            "path": str(config.resume),
+            "sha256": sha256(config.resume),
+            "epoch": checkpoint.get("epoch"),
+            "selected_by": checkpoint.get("selected_by", "unknown"),
+        },
+    )
 
 
 def evaluate(config: ConfigParser, job: str, names: Sequence[str] | None = None) -> dict:
@@ -105,15 +118,22 @@ def train_at_test_time(config: ConfigParser, job: str) -> dict:
     make_aggregator = aggregator_factory(config, subject.num_experts)
     folder = results_folder(config, job)
     scorer, distributions = subject.scorer(), subject.loader.test_distributions()
-    aggregators = fit_aggregators(subject.network, subject.loader, distributions, make_aggregator,
-                                  config.get("seed", 1), subject.device)
+    aggregators = fit_aggregators(
+        subject.network, subject.loader, distributions, make_aggregator, config.get("seed", 1), subject.device
+    )
     scores = {}
     for name, entry in score_equal_weights(scorer, distributions, distributions).items():
         aggregator = aggregators[name]
-        scores[name] = {**scorer.score(distributions[name], aggregator.predict), "weights": aggregator.weights.tolist(),
-                        "equal_weights_top1": entry["top1"], "learning": aggregator.report()}
-    protocol = (f"Test-time training ({settings['type']}): weights learned on each distribution's own unlabelled test "
-                "images, random views shared between distributions; predictions on un-augmented images.")
+        scores[name] = {
+            **scorer.score(distributions[name], aggregator.predict),
+            "weights": aggregator.weights.tolist(),
+            "equal_weights_top1": entry["top1"],
+            "learning": aggregator.report(),
+        }
+    protocol = (
+        f"Test-time training ({settings['type']}): weights learned on each distribution's own unlabelled test "
+        "images, random views shared between distributions; predictions on un-augmented images."
+    )
     return _finish(config, job, folder, subject, protocol, scores)
 
 
@@ -124,12 +144,17 @@ def aggregator_factory(config: ConfigParser, num_experts: int) -> Callable[[], A
         UserError: there is only one expert, or an argument is refused.
     """
     if num_experts < 2:
-        raise UserError("Test-time training weighs experts against each other and this network has one: use a "
-                        "checkpoint with num_experts of at least 2.")
+        raise UserError(
+            "Test-time training weighs experts against each other and this network has one: use a "
+            "checkpoint with num_experts of at least 2."
+        )
 
     def make() -> Aggregator:
-        return config.build("aggregator", num_experts=num_experts,
-                            make_optimizer=lambda parameters: config.build("optimizer", parameters))
+        return config.build(
+            "aggregator",
+            num_experts=num_experts,
+            make_optimizer=lambda parameters: config.build("optimizer", parameters),
+        )
 
     make()
     return make
@@ -150,27 +175,43 @@ def predict_folder(config: ConfigParser, folder: Path) -> dict:
     settings = config["aggregator"]
     subject = open_subject(config)
     if not isinstance(subject.loader, ListDataLoader):
-        raise UserError(f"{config['data_loader']['type']} reads no image files: predicting a folder needs a checkpoint "
-                        "that was trained through ListDataLoader or a published list data set.")
+        raise UserError(
+            f"{config['data_loader']['type']} reads no image files: predicting a folder needs a checkpoint "
+            "that was trained through ListDataLoader or a published list data set."
+        )
     make_aggregator = aggregator_factory(config, subject.num_experts)
     images = list_folder(folder)
     output = results_folder(config, "predict")
     subject.loader.replace_test_images(images)
     logits = expert_logits(subject.network, subject.loader.test_batches(), subject.device, "images")
     rows = {"folder": np.arange(len(images))}
-    aggregator = fit_aggregators(subject.network, subject.loader, rows, make_aggregator, config.get("seed", 1),
-                                 subject.device)["folder"]
+    aggregator = fit_aggregators(
+        subject.network, subject.loader, rows, make_aggregator, config.get("seed", 1), subject.device
+    )["folder"]
     probability, label = torch.softmax(aggregator.predict(logits), dim=1).max(dim=1)
-    table = pd.DataFrame({"path": images.names(), "class": [subject.loader.class_names[c] for c in label.tolist()],
-                          "probability": probability.numpy()})
-    results = {"weights": aggregator.weights.tolist(), "images": len(images), "folder": str(folder),
-               "checkpoint": subject.checkpoint, "aggregator": settings, "learning": aggregator.report()}
+    table = pd.DataFrame(
+        {
+            "path": images.names(),
+            "class": [subject.loader.class_names[c] for c in label.tolist()],
+            "probability": probability.numpy(),
+        }
+    )
+    results = {
+        "weights": aggregator.weights.tolist(),
+        "images": len(images),
+        "folder": str(folder),
+        "checkpoint": subject.checkpoint,
+        "aggregator": settings,
+        "learning": aggregator.report(),
+    }
     write_atomically(output / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
     write_atomically(output / "weights.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
     weights = ", ".join(f"{w:.2f}" for w in results["weights"])
-    get_logger().info(f"{len(images)} images, expert weights {weights}. Most frequent classes:\n"
-                      f"{table['class'].value_counts().head(5).to_string(header=False)}\n"
-                      f"Written: {output / 'predictions.csv'}, {output / 'weights.json'}")
+    get_logger().info(
+        f"{len(images)} images, expert weights {weights}. Most frequent classes:\n"
+        f"{table['class'].value_counts().head(5).to_string(header=False)}\n"
+        f"Written: {output / 'predictions.csv'}, {output / 'weights.json'}"
+    )
     return results
 
 
@@ -188,13 +229,21 @@ def results_folder(config: ConfigParser, job: str) -> Path:
 def _finish(config: ConfigParser, job: str, folder: Path, subject: Subject, protocol: str, scores: dict) -> dict:
     """Write and show the results."""
     logger = get_logger()
-    results = {"checkpoint": subject.checkpoint, "protocol": protocol, "seed": config.get("seed", 1),
-               "torch": torch.__version__, "device": device_name(subject.device), "config": config.config,
-               "distributions": scores}
+    results = {
+        "checkpoint": subject.checkpoint,
+        "protocol": protocol,
+        "seed": config.get("seed", 1),
+        "torch": torch.__version__,
+        "device": device_name(subject.device),
+        "config": config.config,
+        "distributions": scores,
+    }
     files = write_results(folder, results)
-    logger.info(f"\n{protocol}\n{config.resume}, epoch {subject.checkpoint['epoch']} "
-                f"({subject.checkpoint['selected_by']})\n\n{console_table(results)}\n\n"
-                f"Written: {', '.join(str(f) for f in files)}")
+    logger.info(
+        f"\n{protocol}\n{config.resume}, epoch {subject.checkpoint['epoch']} "
+        f"({subject.checkpoint['selected_by']})\n\n{console_table(results)}\n\n"
+        f"Written: {', '.join(str(f) for f in files)}"
+    )
     board = TensorBoardLog(folder)
     for row, (name, entry) in enumerate(scores.items()):
         board.scalars({f"{job}/top1": entry["top1"]}, row)

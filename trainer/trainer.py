@@ -71,15 +71,26 @@ class Trainer(BaseTrainer):
         optimizer, scheduler, options, run_dir, extra_state: see BaseTrainer.
     """
 
-    def __init__(self, model: nn.Module, criterion: nn.Module, metrics: Mapping[str, Callable], loader: BaseDataLoader,
-                 optimizer: torch.optim.Optimizer, scheduler, options: TrainerOptions, run_dir: Path,
-                 extra_state: dict, gpus: list[int] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        metrics: Mapping[str, Callable],
+        loader: BaseDataLoader,
+        optimizer: torch.optim.Optimizer,
+        scheduler,
+        options: TrainerOptions,
+        run_dir: Path,
+        extra_state: dict,
+        gpus: list[int] = (),
+    ):
         super().__init__(model, optimizer, scheduler, options, run_dir, extra_state)
         self.criterion, self.metrics, self.loader = criterion, metrics, loader
         self.device = next(model.parameters()).device
         if options.compile and len(gpus) > 1:
-            raise UserError("torch.compile does not work with several GPUs in one process: use torchrun, or leave "
-                            "--compile out.")
+            raise UserError(
+                "torch.compile does not work with several GPUs in one process: use torchrun, or leave --compile out."
+            )
         network = torch.compile(model, dynamic=False) if options.compile else model
         self.network = parallel(MixedPrecision(network, self.device.type, options.precision), self.device, gpus)
         self.groups = {name: mask for name, mask in shot_groups(loader.cls_num_list).items() if mask.any()}
@@ -91,8 +102,9 @@ class Trainer(BaseTrainer):
         groups = [f"val_{name}" for name in (*self.metrics, *self.groups)]
         return ["loss", "accuracy", "val_loss", *groups, *experts]
 
-    def train_step(self, images: Tensor, target: Tensor,
-                   generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def train_step(
+        self, images: Tensor, target: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One update on a batch [B, 3, H, W], [B]; returns the loss and the network's output, both detached.
 
         The generator is needed for mixup alone.
@@ -126,26 +138,42 @@ class Trainer(BaseTrainer):
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             target = target.to(self.device, non_blocking=True)
             loss, output = self.train_step(images, target, generator)
-            sums += torch.stack([loss * len(target), (output["output"].argmax(1) == target).sum(),
-                                 torch.tensor(float(len(target)), device=self.device)])
+            sums += torch.stack(
+                [
+                    loss * len(target),
+                    (output["output"].argmax(1) == target).sum(),
+                    torch.tensor(float(len(target)), device=self.device),
+                ]
+            )
             if (step + 1) % self.options.log_step == 0:
                 self._check_finite(sums[0] / sums[2], epoch)
                 bar.set_postfix(loss=f"{float(sums[0] / sums[2]):.3f}")
         loss, correct, images = distributed.sum_over_processes(sums).tolist()
         self._check_finite(torch.tensor(loss), epoch)
-        values = {"loss": loss / images, "accuracy": 100 * correct / images,
-                  "images_per_second": images / (time.perf_counter() - start),
-                  "lr": self.optimizer.param_groups[0]["lr"]}
-        self.tensorboard.scalars({"train/loss": values["loss"], "train/accuracy": values["accuracy"],
-                                  "train/images_per_second": values["images_per_second"],
-                                  "train/learning_rate": values["lr"]}, epoch)
+        values = {
+            "loss": loss / images,
+            "accuracy": 100 * correct / images,
+            "images_per_second": images / (time.perf_counter() - start),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        self.tensorboard.scalars(
+            {
+                "train/loss": values["loss"],
+                "train/accuracy": values["accuracy"],
+                "train/images_per_second": values["images_per_second"],
+                "train/learning_rate": values["lr"],
+            },
+            epoch,
+        )
         return values
 
     def _check_finite(self, loss: Tensor, epoch: int) -> None:
         if not bool(torch.isfinite(loss)):
-            raise UserError(f"The loss is no longer finite in epoch {epoch}: lower the learning rate (--lr)"
-                            f"{' or use bf16 instead of fp16' if self.options.precision == 'fp16' else ''}, "
-                            "and start again.")
+            raise UserError(
+                f"The loss is no longer finite in epoch {epoch}: lower the learning rate (--lr)"
+                f"{' or use bf16 instead of fp16' if self.options.precision == 'fp16' else ''}, "
+                "and start again."
+            )
 
     def validate(self, epoch: int) -> dict:
         batches = self.loader.split_validation()
@@ -154,12 +182,16 @@ class Trainer(BaseTrainer):
         output = {"output": logits.mean(dim=1)}
         target = batches.targets
         values = {"val_loss": float(nn.functional.cross_entropy(output["output"], target))}
-        values |= {f"val_{name}": 100 * float(metric(output["output"], target))
-                   for name, metric in self.metrics.items()}
+        values |= {
+            f"val_{name}": 100 * float(metric(output["output"], target)) for name, metric in self.metrics.items()
+        }
         hits = class_hits(output["output"].argmax(1), target, logits.shape[2])
-        values |= {f"val_{name}": percent_correct(*hits, torch.from_numpy(classes))
-                   for name, classes in self.groups.items()}
-        values |= {f"val_expert{e + 1}": 100 * float((logits[:, e].argmax(1) == target).float().mean())
-                   for e in range(logits.shape[1])}
+        values |= {
+            f"val_{name}": percent_correct(*hits, torch.from_numpy(classes)) for name, classes in self.groups.items()
+        }
+        values |= {
+            f"val_expert{e + 1}": 100 * float((logits[:, e].argmax(1) == target).float().mean())
+            for e in range(logits.shape[1])
+        }
         self.tensorboard.scalars({f"validation/{name.removeprefix('val_')}": v for name, v in values.items()}, epoch)
         return values

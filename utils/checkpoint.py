@@ -1,8 +1,8 @@
 """Checkpoints: tensors and plain containers only, written whole or not at all, read without running anything.
 
-  python -m utils.checkpoint inspect FILE.pth                  what is in it, whoever wrote it
-  python -m utils.checkpoint convert IN.pth OUT.pth            the reference's or RIDE's -> this project's, or back
-  python -m utils.checkpoint convert IN.pth OUT.pth --to tade  this project's with weights alone, small enough to share
+python -m utils.checkpoint inspect FILE.pth                  what is in it, whoever wrote it
+python -m utils.checkpoint convert IN.pth OUT.pth            the reference's or RIDE's -> this project's, or back
+python -m utils.checkpoint convert IN.pth OUT.pth --to tade  this project's with weights alone, small enough to share
 """
 
 import argparse
@@ -50,8 +50,10 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
         os.replace(temporary, path)
     except OSError as error:
         kept = f"the earlier {path.name} there is untouched" if path.exists() else "nothing was written"
-        raise UserError(f"Could not save {path} ({error.strerror or error}; {len(data) / 1e6:.1f} MB were needed): "
-                        f"{kept}; make room or choose another folder.") from error
+        raise UserError(
+            f"Could not save {path} ({error.strerror or error}; {len(data) / 1e6:.1f} MB were needed): "
+            f"{kept}; make room or choose another folder."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -85,8 +87,9 @@ def load_checkpoint(path: str | Path) -> dict:
         except pickle.UnpicklingError:
             content, foreign = _load_foreign(path)
         if not isinstance(content, dict):
-            raise UserError(f"{path} holds no checkpoint (a {type(content).__name__}): give a file that train.py "
-                            "wrote.")
+            raise UserError(
+                f"{path} holds no checkpoint (a {type(content).__name__}): give a file that train.py wrote."
+            )
         content = _normalise(content, path)
         return content if "format" in content else {**content, "foreign": foreign}
     except UserError:
@@ -116,8 +119,10 @@ def load_weights(model: torch.nn.Module, state: dict, path: str | Path) -> None:
         raise UserError(f"{where}: {' and '.join(parts)}; {advice}")
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
-            raise UserError(f"{where}: {name} is {list(state[name].shape)} there and {list(tensor.shape)} here "
-                            f"(another width or number of classes); {advice}")
+            raise UserError(
+                f"{where}: {name} is {list(state[name].shape)} there and {list(tensor.shape)} here "
+                f"(another width or number of classes); {advice}"
+            )
     model.load_state_dict(state)
 
 
@@ -125,25 +130,35 @@ def _normalise(content: dict, path: Path) -> dict:
     if "model" not in content:  # the reference calls it state_dict; a bare state dict has neither
         state = content.get("state_dict", content)
         best = content.get("monitor_best")
-        content = {"model": state, "epoch": content.get("epoch"), "config": _foreign_config(content.get("config")),
-                   "best": float(best) if isinstance(best, (int, float)) else None}
+        content = {
+            "model": state,
+            "epoch": content.get("epoch"),
+            "config": _foreign_config(content.get("config")),
+            "best": float(best) if isinstance(best, (int, float)) else None,
+        }
     state = content["model"]
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{path} holds no network weights: give a file that train.py wrote.")
     config, counts = content.get("config"), content.get("cls_num_list")
-    if not isinstance(config, dict | None) or not isinstance(counts, list | None) \
-            or not isinstance(content.get("epoch"), int | None):
+    if (
+        not isinstance(config, dict | None)
+        or not isinstance(counts, list | None)
+        or not isinstance(content.get("epoch"), int | None)
+    ):
         raise _not_whole(path)
     content["model"] = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return content
 
 
 def _not_whole(path: Path) -> UserError:
-    return UserError(f"{path} is truncated or not a checkpoint: give another one (its folder may hold last.pth, "
-                     "model_best.pth or checkpoint-epoch*.pth), or train again.")
+    return UserError(
+        f"{path} is truncated or not a checkpoint: give another one (its folder may hold last.pth, "
+        "model_best.pth or checkpoint-epoch*.pth), or train again."
+    )
 
 
 # --- The reference's checkpoints are pickles that name classes of its own code. ---------------------------------
+
 
 class Foreign:
     """Inert stand-in for any class or function that a pickle names and this reader does not know."""
@@ -169,12 +184,16 @@ class Foreign:
         pass
 
 
-_IMMUTABLE = {("collections", "OrderedDict"): collections.OrderedDict, ("torch", "Size"): torch.Size,
-              ("torch", "device"): torch.device}
+_IMMUTABLE = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+}
 _IMMUTABLE |= {("builtins", t.__name__): t for t in (dict, list, set, tuple, int, float, str)}
 _IMMUTABLE |= {("__builtin__", t.__name__): t for t in (dict, list, set, tuple, int, float, str)}
-_FUNCTIONS = {("torch._utils", name): getattr(torch._utils, name)
-              for name in ("_rebuild_tensor_v2", "_rebuild_parameter")}
+_FUNCTIONS = {
+    ("torch._utils", name): getattr(torch._utils, name) for name in ("_rebuild_tensor_v2", "_rebuild_parameter")
+}
 
 
 def _restricted_unpickler(foreign: set[str]) -> type[pickle.Unpickler]:
@@ -205,8 +224,11 @@ def _restricted_unpickler(foreign: set[str]) -> type[pickle.Unpickler]:
 def _load_foreign(path: Path) -> tuple[dict, list[str]]:
     foreign: set[str] = set()
     restricted = _restricted_unpickler(foreign)
-    reader = types.SimpleNamespace(Unpickler=restricted, __name__="restricted_pickle",
-                                   load=lambda file, **kwargs: restricted(file, **kwargs).load())
+    reader = types.SimpleNamespace(
+        Unpickler=restricted,
+        __name__="restricted_pickle",
+        load=lambda file, **kwargs: restricted(file, **kwargs).load(),
+    )
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader), sorted(foreign)
 
 
@@ -229,6 +251,7 @@ def _foreign_config(config: object) -> dict | None:
 
 # --- Command line -----------------------------------------------------------------------------------------------
 
+
 def describe(path: Path) -> str:
     """What is in a checkpoint, a line each; nothing of it is run.
 
@@ -241,9 +264,14 @@ def describe(path: Path) -> str:
     arch, loss = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("arch", "loss"))
     weights = sum(t.numel() for name, t in state.items() if t.is_floating_point() and "running_" not in name)
     lines = {
-        "written by": writer, "SHA-256": sha256(path), "size": f"{path.stat().st_size / 1e6:.2f} MB",
-        "epoch": content.get("epoch"), "selected as": content.get("selected_by"), "best value": content.get("best"),
-        "name": config.get("name"), "network": f"{arch['type']} {arch.get('args', {})}" if "type" in arch else None,
+        "written by": writer,
+        "SHA-256": sha256(path),
+        "size": f"{path.stat().st_size / 1e6:.2f} MB",
+        "epoch": content.get("epoch"),
+        "selected as": content.get("selected_by"),
+        "best value": content.get("best"),
+        "name": config.get("name"),
+        "network": f"{arch['type']} {arch.get('args', {})}" if "type" in arch else None,
         "loss": loss.get("type"),
         "weights": f"{weights:,} in {len(state)} entries, {', '.join(sorted({str(t.dtype) for t in state.values()}))}",
         "experts": 1 + max((int(n.split(".")[2]) for n in state if n.startswith("backbone.linears.")), default=0),
@@ -286,14 +314,33 @@ def convert(source: Path, target: Path, to: str | None = None, config_path: Path
         load_weights(network, state, source)
         note = f"Fits {config['arch']['type']}." + (f" Left out: {', '.join(surplus)}." if surplus else "")
     if to == "tade":
-        kept = {key: content[key] for key in ("cls_num_list", "class_map", "seed", "selected_by", "seconds")
-                if key in content}
-        save_checkpoint(target, {"model": state, "config": config or None, "epoch": content.get("epoch"),
-                                 "best": content.get("best"), **kept})
+        kept = {
+            key: content[key]
+            for key in ("cls_num_list", "class_map", "seed", "selected_by", "seconds")
+            if key in content
+        }
+        save_checkpoint(
+            target,
+            {
+                "model": state,
+                "config": config or None,
+                "epoch": content.get("epoch"),
+                "best": content.get("best"),
+                **kept,
+            },
+        )
     else:
         buffer = io.BytesIO()
-        torch.save({"arch": config.get("arch", {}).get("type"), "epoch": content.get("epoch"), "state_dict": state,
-                    "monitor_best": content.get("best"), "config": config}, buffer)
+        torch.save(
+            {
+                "arch": config.get("arch", {}).get("type"),
+                "epoch": content.get("epoch"),
+                "state_dict": state,
+                "monitor_best": content.get("best"),
+                "config": config,
+            },
+            buffer,
+        )
         write_atomically(target, buffer.getbuffer())
     return f"{note} Written in {'this project' if to == 'tade' else 'the reference'}'s format: {target}"
 
@@ -307,8 +354,9 @@ def main(arguments: list[str] | None = None) -> None:
     converting.add_argument("source", type=Path, metavar="IN")
     converting.add_argument("target", type=Path, metavar="OUT")
     converting.add_argument("--to", choices=("tade", "reference"), help="format to write (default: the other one)")
-    converting.add_argument("-c", "--config", type=Path, metavar="JSON",
-                            help="config of the network, where the checkpoint carries none")
+    converting.add_argument(
+        "-c", "--config", type=Path, metavar="JSON", help="config of the network, where the checkpoint carries none"
+    )
     args = parser.parse_args(arguments)
     if args.command == "inspect":
         print(describe(args.file))

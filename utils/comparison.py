@@ -19,8 +19,9 @@ def display_name(method: str) -> str:
     return NAMES.get(method, method)
 
 
-def records(results: Mapping, *, data: str, method: str, seed: int, checkpoint: str, learned: bool,
-            weighed: bool) -> list[dict]:
+def records(
+    results: Mapping, *, data: str, method: str, seed: int, checkpoint: str, learned: bool, weighed: bool
+) -> list[dict]:
     """One record for each distribution of a results.json.
 
     Args:
@@ -31,15 +32,24 @@ def records(results: Mapping, *, data: str, method: str, seed: int, checkpoint: 
     """
     name = display_name(method)
     label = name if not weighed else f"{name}, test-time training" if learned else f"{name}, equal weights"
-    return [{"data": data, "row": label, "method": method, "seed": seed, "checkpoint": checkpoint,
-             "epoch": results["checkpoint"]["epoch"], "distribution": distribution,
-             **{key: entry[key] for key in ("images", "top1", *GROUPS)},
-             **{f"w{e + 1}": weight for e, weight in enumerate(entry["weights"])}}
-            for distribution, entry in results["distributions"].items()]
+    return [
+        {
+            "data": data,
+            "row": label,
+            "method": method,
+            "seed": seed,
+            "checkpoint": checkpoint,
+            "epoch": results["checkpoint"]["epoch"],
+            "distribution": distribution,
+            **{key: entry[key] for key in ("images", "top1", *GROUPS)},
+            **{f"w{e + 1}": weight for e, weight in enumerate(entry["weights"])},
+        }
+        for distribution, entry in results["distributions"].items()
+    ]
 
 
 def mean_and_deviation(values: pd.Series) -> str:
-    """"49.8", or "49.8 ± 0.2" (standard deviation over seeds, n - 1) for several; "-" for none."""
+    """ "49.8", or "49.8 ± 0.2" (standard deviation over seeds, n - 1) for several; "-" for none."""
     values = values.dropna()
     if values.empty:
         return "-"
@@ -72,12 +82,16 @@ def cost_table(runs: Sequence[Mapping], totals: Mapping[tuple[str, str], pd.Seri
     for (data, method), group in frame.groupby(["data", "method"], sort=False):
         seconds = group["seconds"].dropna()
         rows[data, method] = {
-            "data": data, "method": display_name(method),
+            "data": data,
+            "method": display_name(method),
             "parameters (M)": f"{totals[data, method]['parameters'] / 1e6:.2f}",
-            "MACs (G)": f"{totals[data, method]['MACs'] / 1e9:.4f}", "seeds": str(len(group)),
+            "MACs (G)": f"{totals[data, method]['MACs'] / 1e9:.4f}",
+            "seeds": str(len(group)),
             "epochs": ", ".join(map(str, sorted(set(group["epochs"])))),
             "training (min)": f"{seconds.mean() / 60:.1f}" if len(seconds) else "-",
-            "device": ", ".join(sorted(set(group["device"]))), "torch": ", ".join(sorted(set(group["torch"])))}
+            "device": ", ".join(sorted(set(group["device"]))),
+            "torch": ", ".join(sorted(set(group["torch"]))),
+        }
     return pd.DataFrame(rows.values())
 
 
@@ -148,15 +162,22 @@ def published_table(data: str) -> pd.DataFrame | None:
 def commit() -> str:
     """The commit of the code, "-dirty" if changed since; "unknown" outside a git checkout."""
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=PUBLISHED.parent, capture_output=True,
-                              text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=PUBLISHED.parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()
 
 
-def write_comparison(output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, command: str, note: str,
-                     commands: Sequence[str]) -> str:
+def write_comparison(
+    output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, command: str, note: str, commands: Sequence[str]
+) -> str:
     """Write results.csv (every number), report.md and the plots.
 
     Args:
@@ -174,22 +195,33 @@ def write_comparison(output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, 
     parts = []
     for data, of_data in frame.groupby("data", sort=False):
         for checkpoint, group in of_data.groupby("checkpoint", sort=False):
-            parts += [f"## {data}, {checkpoint}", "Top-1 in percent; mean ± standard deviation over the seeds.",
-                      markdown_lines(accuracy_table(group), "method")]
+            parts += [
+                f"## {data}, {checkpoint}",
+                "Top-1 in percent; mean ± standard deviation over the seeds.",
+                markdown_lines(accuracy_table(group), "method"),
+            ]
             if "uniform" in set(group["distribution"]):
                 balanced = group[group["distribution"] == "uniform"]
                 shots = pd.concat([accuracy_table(balanced, g)["uniform"].rename(f"{g}-shot") for g in GROUPS], axis=1)
                 parts += ["On the balanced test set:", markdown_lines(shots, "method")]
         if (published := published_table(data)) is not None:
-            parts += [f"## {data}, published", "Full schedule, as in the paper (TADE with test-time training).",
-                      markdown_lines(published, "method")]
+            parts += [
+                f"## {data}, published",
+                "Full schedule, as in the paper (TADE with test-time training).",
+                markdown_lines(published, "method"),
+            ]
         for name, figure in figures_of(of_data[of_data["checkpoint"] == "last epoch"], data).items():
             write_atomically(output / f"{data}_{name}.png", png(figure))
             parts.append(f"![{name}]({data}_{name}.png)")
     by_hand = "\n".join(commands)
-    parts = [f"# Comparison\n\n`{command}`, commit {commit()}", *parts, "## Cost", note,
-             markdown_lines(cost.set_index("data"), "data"),
-             f"## By hand\n\nOne seed of each row; every run's log is beside its folder.\n\n```bash\n{by_hand}\n```"]
+    parts = [
+        f"# Comparison\n\n`{command}`, commit {commit()}",
+        *parts,
+        "## Cost",
+        note,
+        markdown_lines(cost.set_index("data"), "data"),
+        f"## By hand\n\nOne seed of each row; every run's log is beside its folder.\n\n```bash\n{by_hand}\n```",
+    ]
     report = "\n\n".join(part.rstrip() for part in parts) + "\n"
     write_atomically(output / "results.csv", frame.to_csv(index=False).encode())
     write_atomically(output / "report.md", report.encode())

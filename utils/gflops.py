@@ -23,8 +23,12 @@ from trainer.setup import COMPONENTS, make_config
 from utils.errors import UserError
 from utils.parse_config import ConfigParser, read_json
 
-KINDS = {nn.Conv2d: "convolutions", nn.BatchNorm2d: "batch norm", nn.Linear: "classifier",
-         CosineClassifier: "cosine classifier"}
+KINDS = {
+    nn.Conv2d: "convolutions",
+    nn.BatchNorm2d: "batch norm",
+    nn.Linear: "classifier",
+    CosineClassifier: "cosine classifier",
+}
 
 
 def _count_cosine_classifier(layer: CosineClassifier, inputs: tuple[Tensor], cosines: Tensor) -> None:
@@ -45,13 +49,18 @@ def count_macs(network: BaseModel, image_size: int) -> pd.DataFrame:
         kind of layer, their sum "MACs", and "published way", the sum without cosine classifiers.
     """
     handlers = {CosineClassifier: _count_cosine_classifier, nn.BatchNorm2d: _count_batch_norm}
-    _, _, counted = profile(network, (torch.zeros(1, 3, image_size, image_size),), handlers, verbose=False,
-                            ret_layer_info=True)
+    _, _, counted = profile(
+        network, (torch.zeros(1, 3, image_size, image_size),), handlers, verbose=False, ret_layer_info=True
+    )
     for module in network.modules():  # thop leaves its counters in containers
         for counter in ("total_ops", "total_params"):
             module._buffers.pop(counter, None)
-    experts = {id(module): f"expert {e + 1}" for e in range(network.num_experts)
-               for part in network.backbone.expert_modules(e) for module in part.modules()}
+    experts = {
+        id(module): f"expert {e + 1}"
+        for e in range(network.num_experts)
+        for part in network.backbone.expert_modules(e)
+        for module in part.modules()
+    }
     parts = ["stem", *(f"expert {e + 1}" for e in range(network.num_experts))]
     table = pd.DataFrame(0, index=parts, columns=["parameters", *KINDS.values()])
     for name, module in network.named_modules():
@@ -104,8 +113,10 @@ def main(paths: list[Path]) -> dict[str, pd.DataFrame]:
         config = make_config(read_json(path))
         costs[str(path)] = cost_of(config)
         size = image_size(config)
-        print(f"{path}: {config['arch']['type']}, {config['arch']['args']['num_classes']} classes, "
-              f"{size}x{size} pixels\n{format_cost(costs[str(path)])}\n")
+        print(
+            f"{path}: {config['arch']['type']}, {config['arch']['args']['num_classes']} classes, "
+            f"{size}x{size} pixels\n{format_cost(costs[str(path)])}\n"
+        )
     if len(costs) > 1:
         print(summary(costs).to_string(index=False) + "\n")
     print(__doc__.split("\n\n")[2])
@@ -114,14 +125,25 @@ def main(paths: list[Path]) -> dict[str, pd.DataFrame]:
 
 def summary(costs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row a config, as text: parameters in millions; G multiply-adds of the stem, of one expert, in total."""
-    return pd.DataFrame([{
-        "config": Path(path).stem.removeprefix("config_"),
-        "parameters (M)": f"{table.loc['total', 'parameters'] / 1e6:.2f}",
-        "experts": len(table) - 2,
-        **{name: f"{table.loc[row, column] / 1e9:.4f}" for name, row, column in (
-            ("stem (G)", "stem", "MACs"), ("an expert (G)", "expert 1", "MACs"), ("MACs (G)", "total", "MACs"),
-            ("published way (G)", "total", "published way"))},
-    } for path, table in costs.items()])
+    return pd.DataFrame(
+        [
+            {
+                "config": Path(path).stem.removeprefix("config_"),
+                "parameters (M)": f"{table.loc['total', 'parameters'] / 1e6:.2f}",
+                "experts": len(table) - 2,
+                **{
+                    name: f"{table.loc[row, column] / 1e9:.4f}"
+                    for name, row, column in (
+                        ("stem (G)", "stem", "MACs"),
+                        ("an expert (G)", "expert 1", "MACs"),
+                        ("MACs (G)", "total", "MACs"),
+                        ("published way (G)", "total", "published way"),
+                    )
+                },
+            }
+            for path, table in costs.items()
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """List files: bring in the published ones, generate test distributions, check images, list a folder of class folders.
 
-  python -m utils.make_data_txt import FOLDER_OR_URL             published lists -> data_txt/, checked
-  python -m utils.make_data_txt generate TRAIN.txt TEST.txt OUT  OUT/uniform.txt, forward50.txt, ..., backward50.txt
-  python -m utils.make_data_txt check LIST.txt DATA_DIR          every image there? class counts, shot groups
-  python -m utils.make_data_txt from-folder FOLDER OUT           FOLDER/CLASS/*.jpg -> OUT/train.txt, OUT/test.txt
+python -m utils.make_data_txt import FOLDER_OR_URL             published lists -> data_txt/, checked
+python -m utils.make_data_txt generate TRAIN.txt TEST.txt OUT  OUT/uniform.txt, forward50.txt, ..., backward50.txt
+python -m utils.make_data_txt check LIST.txt DATA_DIR          every image there? class counts, shot groups
+python -m utils.make_data_txt from-folder FOLDER OUT           FOLDER/CLASS/*.jpg -> OUT/train.txt, OUT/test.txt
 """
 
 import argparse
@@ -58,11 +58,14 @@ def import_lists(source: str, target: Path) -> dict[str, str]:
         write_atomically(target / name, data)
         outcome[name] = "imported" + ("" if figures["sha256"] else " (by its line count; no checksum is known)")
     if wrong:
-        raise UserError(f"{len(wrong)} list(s) are not the published ones and were left out: {', '.join(wrong)}; fetch "
-                        "them anew.")
+        raise UserError(
+            f"{len(wrong)} list(s) are not the published ones and were left out: {', '.join(wrong)}; fetch them anew."
+        )
     if set(outcome.values()) == {"not there"}:
-        raise UserError(f"{source} has none of the published lists: give the folder or URL that holds ImageNet_LT/, "
-                        "Places_LT_v2/ and iNaturalist18/.")
+        raise UserError(
+            f"{source} has none of the published lists: give the folder or URL that holds ImageNet_LT/, "
+            "Places_LT_v2/ and iNaturalist18/."
+        )
     return outcome
 
 
@@ -74,8 +77,9 @@ def _fetch(source: str, name: str) -> bytes | None:
         except urllib.error.HTTPError:
             return None
         except OSError as error:
-            raise UserError(f"{source} cannot be reached ({error}): fetch the lists by other means and give their "
-                            "folder.") from error
+            raise UserError(
+                f"{source} cannot be reached ({error}): fetch the lists by other means and give their folder."
+            ) from error
     path = Path(source) / name
     return path.read_bytes() if path.is_file() else None
 
@@ -134,13 +138,20 @@ def check(list_path: Path, data_dir: Path) -> dict:
     names = images.names()
     missing = [name for name in progress(names, "images", unit="image") if not (data_dir / name).is_file()]
     if missing:
-        raise UserError(f"{len(missing)} of {len(images)} images of {list_path} are not under {data_dir}, the first is "
-                        f"{missing[0]}: complete the data, or give the folder that the paths are relative to.")
+        raise UserError(
+            f"{len(missing)} of {len(images)} images of {list_path} are not under {data_dir}, the first is "
+            f"{missing[0]}: complete the data, or give the folder that the paths are relative to."
+        )
     counts = np.bincount(images.targets)
     groups = {name: int((mask & (counts > 0)).sum()) for name, mask in shot_groups(counts).items()}
-    return {"images": len(images), "classes": len(counts),
-            "imbalance_ratio": float(counts.max() / counts[counts > 0].min()), **groups,
-            "empty": int((counts == 0).sum()), "duplicates": len(names) - len(set(names))}
+    return {
+        "images": len(images),
+        "classes": len(counts),
+        "imbalance_ratio": float(counts.max() / counts[counts > 0].min()),
+        **groups,
+        "empty": int((counts == 0).sum()),
+        "duplicates": len(names) - len(set(names)),
+    }
 
 
 def from_folder(folder: Path, out: Path, test_per_class: int, seed: int = 0) -> dict[str, int]:
@@ -161,16 +172,21 @@ def from_folder(folder: Path, out: Path, test_per_class: int, seed: int = 0) -> 
         raise UserError(f"There is no folder {folder}: give the one that holds a folder for each class.")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(classes) < 2:
-        raise UserError(f"{folder} holds {len(classes)} class folder(s), and two are the least: put the images of each "
-                        "class into a folder of its own.")
+        raise UserError(
+            f"{folder} holds {len(classes)} class folder(s), and two are the least: put the images of each "
+            "class into a folder of its own."
+        )
     generator = np.random.RandomState(seed)
     splits: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for label, class_folder in enumerate(progress(classes, "classes", unit="class")):
-        names = sorted(p.relative_to(folder).as_posix() for p in class_folder.rglob("*")
-                       if p.suffix.lower() in IMAGE_SUFFIXES)
+        names = sorted(
+            p.relative_to(folder).as_posix() for p in class_folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
+        )
         if len(names) <= test_per_class:
-            raise UserError(f"{class_folder} has {len(names)} images, and {test_per_class} of every class go into the "
-                            "test set: add images, leave the class out, or lower --test_per_class.")
+            raise UserError(
+                f"{class_folder} has {len(names)} images, and {test_per_class} of every class go into the "
+                "test set: add images, leave the class out, or lower --test_per_class."
+            )
         order = generator.permutation(len(names))
         splits["test"] += [(names[i], label) for i in sorted(order[:test_per_class])]
         splits["train"] += [(names[i], label) for i in sorted(order[test_per_class:])]

@@ -36,9 +36,17 @@ class ConfigParser:
             or a value of the wrong type.
     """
 
-    def __init__(self, config: Mapping, components: Mapping, supplied: Mapping[str, set[str]] | None = None, *,
-                 resume: Path | None = None, device: str | None = None, output: Path | None = None,
-                 run_id: str | None = None):
+    def __init__(
+        self,
+        config: Mapping,
+        components: Mapping,
+        supplied: Mapping[str, set[str]] | None = None,
+        *,
+        resume: Path | None = None,
+        device: str | None = None,
+        output: Path | None = None,
+        run_id: str | None = None,
+    ):
         self.config = deepcopy(dict(config))
         self.components = components
         self.supplied = supplied or {}
@@ -112,7 +120,8 @@ def check_arguments(where: str, constructor: Callable, given: Mapping, supplied:
     if not isinstance(given, Mapping):
         raise UserError(f'The arguments of config section "{where}" must be a JSON object, not {json.dumps(given)}.')
     parameters = {
-        name: parameter for name, parameter in inspect.signature(constructor).parameters.items()
+        name: parameter
+        for name, parameter in inspect.signature(constructor).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in supplied
     }
     function = constructor.__init__ if inspect.isclass(constructor) else constructor
@@ -224,8 +233,10 @@ def choose_run_dir(config: ConfigParser, save_dir: Path, checkpoint: dict | None
         before = checkpoint.get("config") or {}
         last = config.resume.parent / "last.pth"
         further = last.exists() and (load_checkpoint(last)["epoch"] or 0) > (checkpoint["epoch"] or 0)
-        moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != \
-            (config["name"], config["trainer"].get("save_dir"))
+        moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != (
+            config["name"],
+            config["trainer"].get("save_dir"),
+        )
         goes_on = not further and not moved
     return distributed.from_first_process(config.resume.parent if goes_on else new)
 
@@ -242,9 +253,11 @@ def create_run_dir(config: ConfigParser, run_dir: Path) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=goes_on)
     except FileExistsError as error:
-        raise UserError(f"{run_dir} holds a run already: go on with -r {run_dir / 'last.pth'}, or give another "
-                        "--run_id.") from error
+        raise UserError(
+            f"{run_dir} holds a run already: go on with -r {run_dir / 'last.pth'}, or give another --run_id."
+        ) from error
     except OSError as error:
-        raise UserError(f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with "
-                        "--save_dir.") from error
+        raise UserError(
+            f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with --save_dir."
+        ) from error
     write_atomically(run_dir / "config.json", json.dumps(config.config, indent=2).encode())

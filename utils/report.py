@@ -66,8 +66,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The folder {folder} for results cannot be created ({error.strerror}): choose another with "
-                        "--output.") from error
+        raise UserError(
+            f"The folder {folder} for results cannot be created ({error.strerror}): choose another with --output."
+        ) from error
 
 
 def write_results(folder: Path, results: Mapping) -> list[Path]:
@@ -84,9 +85,11 @@ def write_results(folder: Path, results: Mapping) -> list[Path]:
     make_folder(folder)
     table = results_table(results)
     checkpoint = results["checkpoint"]
-    heading = (f"{results['protocol']}\n\nCheckpoint {checkpoint['path']}, epoch {checkpoint['epoch']} "
-               f"({checkpoint['selected_by']}), SHA-256 {checkpoint['sha256']}, seed {results['seed']}. "
-               "Accuracy in percent.\n\n")
+    heading = (
+        f"{results['protocol']}\n\nCheckpoint {checkpoint['path']}, epoch {checkpoint['epoch']} "
+        f"({checkpoint['selected_by']}), SHA-256 {checkpoint['sha256']}, seed {results['seed']}. "
+        "Accuracy in percent.\n\n"
+    )
     contents = {"results.csv": table.to_csv().encode(), "results.md": (heading + markdown_table(table)).encode()}
     contents |= {f"{name}.png": png(figure) for name, figure in figures(table).items()}
     contents["results.json"] = (json.dumps(results, indent=2, allow_nan=False) + "\n").encode()

@@ -76,10 +76,21 @@ class ResNet(MultiExpertBackbone):
         groups, base_width: of the 3x3 convolutions in bottlenecks; 32 and 4 make a ResNeXt.
     """
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], num_classes: int,
-                 reduce_dimension: bool, use_norm: bool, num_experts: int, share_layer3: bool,
-                 layer2_output_dim: int | None, layer3_output_dim: int | None, layer4_output_dim: int | None,
-                 groups: int = 1, base_width: int = 64):
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        blocks: Sequence[int],
+        num_classes: int,
+        reduce_dimension: bool,
+        use_norm: bool,
+        num_experts: int,
+        share_layer3: bool,
+        layer2_output_dim: int | None,
+        layer3_output_dim: int | None,
+        layer4_output_dim: int | None,
+        groups: int = 1,
+        base_width: int = 64,
+    ):
         super().__init__(num_experts)
         width2 = layer2_output_dim or 128
         width3 = layer3_output_dim or (192 if reduce_dimension else 256)

@@ -51,8 +51,16 @@ class ResNetCifar(MultiExpertBackbone):
         layer2_output_dim, layer3_output_dim: override the widths of the expert stages.
     """
 
-    def __init__(self, blocks: tuple[int, int, int], num_classes: int, reduce_dimension: bool, use_norm: bool,
-                 num_experts: int, layer2_output_dim: int | None, layer3_output_dim: int | None):
+    def __init__(
+        self,
+        blocks: tuple[int, int, int],
+        num_classes: int,
+        reduce_dimension: bool,
+        use_norm: bool,
+        num_experts: int,
+        layer2_output_dim: int | None,
+        layer3_output_dim: int | None,
+    ):
         super().__init__(num_experts)
         width2 = layer2_output_dim or (24 if reduce_dimension else 32)
         width3 = layer3_output_dim or (48 if reduce_dimension else 64)
