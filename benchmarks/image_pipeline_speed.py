@@ -2,8 +2,8 @@
 
   python benchmarks/image_pipeline_speed.py LIST.txt DATA_DIR [--images 200] [--repeats 5]
 
-Both sides decode JPEGs, draw a random resized crop to 224, a flip and colour jitter. The plain side is torchvision's
-and ends in the worker with normalised floats; here the worker makes bytes, and the training device turns whole batches
+Both sides decode JPEGs, draw a random resized crop to 224, a flip and color jitter. The plain side is torchvision's
+and ends in the worker with normalized floats; here the worker makes bytes, and the training device turns whole batches
 into numbers (the rate with that on the same core is printed, too). The sides run in turn; medians. Both see the same
 draws, and the largest difference of the results is printed.
 """
@@ -19,11 +19,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_loader import image_transforms  # noqa: E402
+from data_loader import pil_transforms  # noqa: E402
 from data_loader.image_lists import ImageList, ListDataset, collate  # noqa: E402
 from data_loader.on_disk import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from data_loader.tensor_transforms import normalize  # noqa: E402
 from data_loader.torchvision_import import torchvision  # noqa: E402
-from data_loader.transforms import normalise  # noqa: E402
 
 BATCH = 50
 
@@ -48,7 +48,7 @@ def main() -> None:
             t.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    dataset = ListDataset(images, [image_transforms.training(224, 0.4)], skip_bad=False)
+    dataset = ListDataset(images, [pil_transforms.training(224, 0.4)], skip_bad=False)
 
     def plain(part: list[int]) -> torch.Tensor:
         return torch.stack([plain_pipeline(Image.open(images.path(row)).convert("RGB")) for row in part])
@@ -64,7 +64,7 @@ def main() -> None:
         return collate([dataset[row, row] for row in part])[0][0]
 
     def with_numbers(part: list[int]) -> torch.Tensor:
-        return normalise(here(part), IMAGENET_MEAN, IMAGENET_STD)
+        return normalize(here(part), IMAGENET_MEAN, IMAGENET_STD)
 
     parts = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
     difference = max(float((plain_with_same_draws(part) - with_numbers(part)).abs().max()) for part in parts)
@@ -80,7 +80,7 @@ def main() -> None:
     for side, name in ((here, "here"), (with_numbers, "here, numbers on the same core")):
         ratio = statistics.median(p / h for p, h in zip(times[plain], times[side], strict=True))
         print(f"{name}: {rates[side.__name__]:.0f} images/s, {ratio:.2f} times as many")
-    print(f"largest difference of a normalised value: {difference:.1e}")
+    print(f"largest difference of a normalized value: {difference:.1e}")
 
 
 if __name__ == "__main__":

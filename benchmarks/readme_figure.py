@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-INK, GREY, COLOURS = "#222222", "#9a9a9a", ("#3b6fb6", "#e0a030", "#4a9a6a", "#b0508a", "#7a6ac0", "#909030")
+INK, GREY, COLORS = "#222222", "#9a9a9a", ("#3b6fb6", "#e0a030", "#4a9a6a", "#b0508a", "#7a6ac0", "#909030")
 
 
 def main(results_path: str, out: str) -> None:
@@ -17,17 +17,17 @@ def main(results_path: str, out: str) -> None:
     names = list(entries)
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     accuracy, weights = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for key, colour, label in (
+    for key, color, label in (
         ("equal_weights_top1", GREY, "experts weighted equally"),
         ("top1", INK, "weights learned from unlabelled test images"),
     ):
-        accuracy.plot(names, [e[key] for e in entries.values()], color=colour, marker="o", linewidth=2, label=label)
+        accuracy.plot(names, [e[key] for e in entries.values()], color=color, marker="o", linewidth=2, label=label)
     below = [0.0] * len(names)
     for expert in range(len(entries[names[0]]["weights"])):
         alone = [e["experts_top1"][expert] for e in entries.values()]
-        accuracy.plot(names, alone, color=COLOURS[expert], linestyle=":", label=f"expert {expert + 1} alone")
+        accuracy.plot(names, alone, color=COLORS[expert], linestyle=":", label=f"expert {expert + 1} alone")
         heights = [e["weights"][expert] for e in entries.values()]
-        weights.bar(names, heights, bottom=below, color=COLOURS[expert], width=0.7, label=f"expert {expert + 1}")
+        weights.bar(names, heights, bottom=below, color=COLORS[expert], width=0.7, label=f"expert {expert + 1}")
         below = [b + h for b, h in zip(below, heights, strict=True)]
     accuracy.set_ylabel("top-1 accuracy (%)")
     weights.set_ylabel("learned weights")

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
 from data_loader.datasets import ImageSet  # noqa: E402
+from data_loader.tensor_transforms import normalize  # noqa: E402
 from data_loader.torchvision_import import torchvision  # noqa: E402
-from data_loader.transforms import normalise  # noqa: E402
 from model.model import ResNet32Model  # noqa: E402
 from trainer.aggregator import StabilityAggregator, prediction_stability  # noqa: E402
 from trainer.devices import choose_device  # noqa: E402
@@ -57,7 +57,7 @@ def plain_evaluation(network, loader, distributions, device):
     for name, rows in distributions.items():
         correct = 0
         for part in torch.as_tensor(rows).split(BATCH):
-            images = normalise(loader.test_set.images[part].to(device), loader.mean, loader.std)
+            images = normalize(loader.test_set.images[part].to(device), loader.mean, loader.std)
             with torch.no_grad():
                 prediction = network(images)["output"].argmax(dim=1).cpu()
             correct += int((prediction == loader.test_set.targets[part]).sum())

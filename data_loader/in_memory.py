@@ -11,7 +11,7 @@ from base.base_data_loader import BaseDataLoader, EvaluationBatches
 from data_loader.class_profiles import check_distributions, draw_distributions, draw_rows, long_tail_counts
 from data_loader.datasets import ImageSet
 from data_loader.samplers import batch_slices, epoch_order, process_share
-from data_loader.transforms import CropFlipRotate, ViewAugmentation, normalise
+from data_loader.tensor_transforms import CropFlipRotate, ViewAugmentation, normalize
 from utils.seed import TRAINING, VIEWS, epoch_generator
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}  # what fits the cache; what fills the GPU
@@ -71,7 +71,7 @@ class InMemoryDataLoader(BaseDataLoader):
             share = process_share(batch, len(order), self.rank, self.world_size)
             rows = order[share]
             augmented = self.augmentation.apply(images[rows], draw.rows(share))
-            yield normalise(augmented, self.mean, self.std), targets[rows]
+            yield normalize(augmented, self.mean, self.std), targets[rows]
 
     def split_validation(self) -> EvaluationBatches:
         """The test images: neither CIFAR nor the digits come with validation images of their own."""
@@ -83,7 +83,7 @@ class InMemoryDataLoader(BaseDataLoader):
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for part in parts:
-                yield normalise(images[part].to(self.device), self.mean, self.std), targets[part].to(self.device)
+                yield normalize(images[part].to(self.device), self.mean, self.std), targets[part].to(self.device)
 
         return EvaluationBatches(batches, len(parts), targets, "test set")
 
@@ -104,7 +104,7 @@ class InMemoryDataLoader(BaseDataLoader):
             for part in parts:
                 images = self.test_set.images[rows[part]].to(self.device)
                 yield tuple(
-                    normalise(self.views.apply(images, view.rows(part).to(self.device)), self.mean, self.std)
+                    normalize(self.views.apply(images, view.rows(part).to(self.device)), self.mean, self.std)
                     for view in draws
                 )
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches
-from data_loader import image_transforms
+from data_loader import pil_transforms
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, draw_distributions
 from data_loader.image_lists import ImageList, ListDataset, collate
 from data_loader.samplers import balanced_order, batch_slices, epoch_order, process_share
-from data_loader.transforms import normalise
+from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.seed import TRAINING, VIEWS, epoch_generator
@@ -187,7 +187,7 @@ class ListDataLoader(BaseDataLoader):
         slices = batch_slices(len(order), self.batch_size, smallest=2 * self.world_size)
         self._batches.batches = [items[process_share(part, len(order), self.rank, self.world_size)] for part in slices]
         if self._training is None:
-            pipeline = image_transforms.training(self.image_size, self.color_jitter)
+            pipeline = pil_transforms.training(self.image_size, self.color_jitter)
             dataset = ListDataset(self.train_images, [pipeline], self.on_bad_image == "skip")
             self._training = self._data_loader(dataset, self._batches, persistent=True)
         for pictures, targets, bad in self._training:
@@ -210,8 +210,8 @@ class ListDataLoader(BaseDataLoader):
         )
 
     def _prepare(self, pictures: Tensor) -> Tensor:
-        """[B, 3, S, S] uint8 -> normalised, on the device."""
-        return normalise(pictures.to(self.device, non_blocking=True), self.mean, self.std)
+        """[B, 3, S, S] uint8 -> normalized, on the device."""
+        return normalize(pictures.to(self.device, non_blocking=True), self.mean, self.std)
 
     def _evaluation(
         self, images: ImageList, pipelines: list, rows: Sequence[int], seeds: Sequence[int], source: str
@@ -236,7 +236,7 @@ class ListDataLoader(BaseDataLoader):
 
     def _plain(self, images: ImageList, source: str) -> EvaluationBatches:
         rows = range(len(images))
-        return self._evaluation(images, [image_transforms.evaluation(self.image_size)], rows, [0] * len(rows), source)
+        return self._evaluation(images, [pil_transforms.evaluation(self.image_size)], rows, [0] * len(rows), source)
 
     def test_distributions(self) -> dict[str, np.ndarray]:
         return draw_distributions(self.test_images.targets, self.cls_num_list, self.distributions)
@@ -244,7 +244,7 @@ class ListDataLoader(BaseDataLoader):
     def two_view_batches(self, rows: np.ndarray, draw: int) -> EvaluationBatches:
         # Seeds for all test images, so that an image's views do not depend on which others are asked for.
         seeds = np.array(_seeds(len(self.test_images), epoch_generator(self.seed, draw, VIEWS)))[rows].tolist()
-        pipelines = [image_transforms.view(self.image_size, self.smallest_view)] * 2
+        pipelines = [pil_transforms.view(self.image_size, self.smallest_view)] * 2
         return self._evaluation(self.test_images, pipelines, rows, seeds, "two views of test images")
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class CosineClassifier(nn.Module):
-    """Cosine similarity between features and class weights, both L2-normalised (`use_norm` in configs).
+    """Cosine similarity between features and class weights, both L2-normalized (`use_norm` in configs).
 
     Args:
         in_features: D.

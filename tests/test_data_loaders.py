@@ -5,7 +5,7 @@ import torch
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader, ImbalanceDigitsDataLoader
 from data_loader.datasets import load_digits
 from data_loader.samplers import batch_slices, process_share
-from data_loader.transforms import normalise
+from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
 
 
@@ -64,7 +64,7 @@ def test_shares_and_slices():
 def test_test_images_are_all_there_and_not_augmented(loader):
     batches = loader.test_batches()
     images = torch.cat([images for images, _ in batches])
-    torch.testing.assert_close(images, normalise(loader.test_set.images, loader.mean, loader.std))
+    torch.testing.assert_close(images, normalize(loader.test_set.images, loader.mean, loader.std))
     assert len(batches.targets) == 500 and batches.source == "test set"
     torch.testing.assert_close(torch.cat([target for _, target in batches]), batches.targets)
 

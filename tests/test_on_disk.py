@@ -12,8 +12,8 @@ from PIL import Image
 from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Places_LT
 from data_loader.image_lists import ImageList, decode, list_folder, to_tensor
 from data_loader.samplers import balanced_order
+from data_loader.tensor_transforms import normalize
 from data_loader.torchvision_import import torchvision
-from data_loader.transforms import normalise
 from trainer.setup import make_config
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -183,7 +183,7 @@ def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
     t = torchvision().transforms
     pipeline = t.Compose([t.Resize(round(SIZE * 256 / 224)), t.CenterCrop(SIZE)])
     expected = to_tensor(pipeline(Image.open(loader.test_images.path(7)).convert("RGB"))).permute(2, 0, 1)
-    torch.testing.assert_close(images[7], normalise(expected[None], loader.mean, loader.std)[0])
+    torch.testing.assert_close(images[7], normalize(expected[None], loader.mean, loader.std)[0])
     assert targets.tolist() == loader.test_batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert loader.split_validation().source == "test set"
     assert make(folder, val_list=str(folder / "train.txt")).split_validation().source == "validation set"

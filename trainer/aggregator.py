@@ -69,7 +69,7 @@ class Aggregator(ABC):
 
 
 class StabilityAggregator(Aggregator):
-    """The published method: expert weights that maximise prediction stability over two views, by SGD.
+    """The published method: expert weights that maximize prediction stability over two views, by SGD.
 
     The network is frozen, so all there is to learn is one number an expert; its logits are given and no gradient passes
     through the network.

@@ -90,7 +90,7 @@ def load_checkpoint(path: str | Path) -> dict:
             raise UserError(
                 f"{path} holds no checkpoint (a {type(content).__name__}): give a file that train.py wrote."
             )
-        content = _normalise(content, path)
+        content = _normalize(content, path)
         return content if "format" in content else {**content, "foreign": foreign}
     except UserError:
         raise
@@ -126,7 +126,7 @@ def load_weights(model: torch.nn.Module, state: dict, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def _normalise(content: dict, path: Path) -> dict:
+def _normalize(content: dict, path: Path) -> dict:
     if "model" not in content:  # the reference calls it state_dict; a bare state dict has neither
         state = content.get("state_dict", content)
         best = content.get("monitor_best")

@@ -117,7 +117,7 @@ def figures(table: pd.DataFrame) -> dict:
     for number, column in enumerate(experts):
         axes.plot(names, table[column], color=f"C{number}", linestyle=":", marker=".", label=column)
     if "equal weights" in table:
-        axes.plot(names, table["equal weights"], color="grey", marker="o", label="equal weights")
+        axes.plot(names, table["equal weights"], color="gray", marker="o", label="equal weights")
     label = "learned weights" if "equal weights" in table else "equal weights"
     axes.plot(names, table["top1"], color="black", marker="o", linewidth=2, label=label)
     axes.set_ylabel("top-1 accuracy (%)")

@@ -1,6 +1,6 @@
 """Augmentation of large images, one by one in worker processes: torchvision's transforms on Pillow images.
 
-Each pipeline maps an RGB image to an RGB image of S x S; turning it into numbers and normalising is done for whole
+Each pipeline maps an RGB image to an RGB image of S x S; turning it into numbers and normalizing is done for whole
 batches on the training device, which is exact and leaves the workers a quarter of the bytes to move.
 """
 
@@ -16,7 +16,7 @@ Pipeline = Callable[[Image.Image], Image.Image]
 
 
 def training(size: int, jitter: float) -> Pipeline:
-    """Random resized crop, flip, and colour jitter of brightness, contrast and saturation (none where 0)."""
+    """Random resized crop, flip, and color jitter of brightness, contrast and saturation (none where 0)."""
     t = torchvision().transforms
     steps = [t.RandomResizedCrop(size), t.RandomHorizontalFlip()]
     return t.Compose(steps + ([ColorJitter(jitter)] if jitter else []))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_loader import image_transforms
+from data_loader import pil_transforms
 from data_loader.torchvision_import import torchvision
 
 
@@ -13,8 +13,8 @@ def photo() -> Image.Image:
     return Image.fromarray(coarse).resize((300, 200), Image.Resampling.BICUBIC)
 
 
-def test_colour_jitter_is_torchvisions_pixel_for_pixel(photo):
-    ours, theirs = image_transforms.ColorJitter(0.4), torchvision().transforms.ColorJitter(0.4, 0.4, 0.4)
+def test_color_jitter_is_torchvisions_pixel_for_pixel(photo):
+    ours, theirs = pil_transforms.ColorJitter(0.4), torchvision().transforms.ColorJitter(0.4, 0.4, 0.4)
     for seed in range(60):
         torch.manual_seed(seed)
         mine = np.asarray(ours(photo))
@@ -25,19 +25,19 @@ def test_colour_jitter_is_torchvisions_pixel_for_pixel(photo):
 def test_training_pipeline_is_torchvisions(photo):
     t = torchvision().transforms
     theirs = t.Compose([t.RandomResizedCrop(64), t.RandomHorizontalFlip(), t.ColorJitter(0.4, 0.4, 0.4, 0)])
-    ours = image_transforms.training(64, 0.4)
+    ours = pil_transforms.training(64, 0.4)
     for seed in range(10):
         torch.manual_seed(seed)
         mine = np.asarray(ours(photo))
         torch.manual_seed(seed)
         np.testing.assert_array_equal(mine, np.asarray(theirs(photo)))
-    assert len(image_transforms.training(64, 0.0).transforms) == 2
+    assert len(pil_transforms.training(64, 0.0).transforms) == 2
 
 
 def test_views_and_evaluation_sizes(photo):
     torch.manual_seed(0)
-    pipeline = image_transforms.view(48, 0.2)
+    pipeline = pil_transforms.view(48, 0.2)
     first, second = pipeline(photo), pipeline(photo)
     assert first.size == second.size == (48, 48) and first != second
-    evaluated = image_transforms.evaluation(224)
+    evaluated = pil_transforms.evaluation(224)
     assert evaluated(photo).size == (224, 224) and evaluated(photo) == evaluated(photo)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+def normalize(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """[B, 3, H, W], uint8 or float in 0..1 -> float32, each channel (x - mean) / std with x in 0..1."""
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
@@ -118,7 +118,7 @@ class ViewDraw(NamedTuple):
     """Parameters of one random view of each of B images."""
 
     crop: GeometricDraw  # crop and flip; the rotation is by 0 degrees
-    jitter: Tensor  # [B] bool, whether colours change
+    jitter: Tensor  # [B] bool, whether colors change
     factors: Tensor  # [B, 4] brightness, contrast, saturation factors; hue shift
     order: Tensor  # [B, 4] int64, order of these four, a permutation of 0..3 in each row
     grayscale: Tensor  # [B] bool
@@ -134,9 +134,9 @@ class ViewDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewAugmentation:
-    """Random crop with zero padding, colour jitter, grayscale, Gaussian blur, flip, for small images.
+    """Random crop with zero padding, color jitter, grayscale, Gaussian blur, flip, for small images.
 
-    Departs from Pillow in that colours are not rounded to 8 bits between the operations and the blur is a true Gaussian
+    Departs from Pillow in that colors are not rounded to 8 bits between the operations and the blur is a true Gaussian
     (Pillow approximates one by box filters).
 
     Args:
@@ -184,7 +184,7 @@ class ViewAugmentation:
         """One view of each image: [B, 3, S, S] uint8 and the draw on the same device -> [B, 3, S, S] in 0..1."""
         images = CropFlipRotate(self.size, self.padding).apply(images, draw.crop).float().div_(255)
         rows = draw.jitter.nonzero()[:, 0]
-        images[rows] = colour_jitter(images[rows], draw.factors[rows], draw.order[rows])
+        images[rows] = color_jitter(images[rows], draw.factors[rows], draw.order[rows])
         rows = draw.grayscale.nonzero()[:, 0]
         images[rows] = luma(images[rows]).expand(-1, 3, -1, -1)
         rows = draw.blur.nonzero()[:, 0]
@@ -231,7 +231,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
-def colour_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Apply the four ADJUSTMENTS, to each image in an order of its own.
 
     Args:

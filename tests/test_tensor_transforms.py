@@ -4,8 +4,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
-from data_loader.torchvision_import import torchvision
-from data_loader.transforms import (
+from data_loader.tensor_transforms import (
     CropFlipRotate,
     GeometricDraw,
     ViewAugmentation,
@@ -16,9 +15,10 @@ from data_loader.transforms import (
     adjust_saturation,
     gaussian_blur,
     luma,
-    normalise,
+    normalize,
     rotation_coefficients,
 )
+from data_loader.torchvision_import import torchvision
 from utils.seed import epoch_generator
 
 
@@ -58,13 +58,13 @@ def test_training_augmentation_on_real_images(cifar_dir):
     assert different == []
 
 
-def test_normalise_is_torchvisions():
+def test_normalize_is_torchvisions():
     transforms = torchvision().transforms
     image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     pipeline = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     expected = pipeline(Image.fromarray(image.permute(1, 2, 0).numpy()))
-    torch.testing.assert_close(normalise(image[None], mean, std)[0], expected, rtol=0, atol=0)
+    torch.testing.assert_close(normalize(image[None], mean, std)[0], expected, rtol=0, atol=0)
 
 
 def test_draws_cover_their_ranges_and_depend_on_the_epoch():
@@ -95,7 +95,7 @@ def pictures():
         (adjust_hue, "adjust_hue", (-0.1, 0.0, 0.05, 0.1)),
     ],
 )
-def test_colours_change_as_torchvision_changes_them(pictures, ours, name, factors):
+def test_colors_change_as_torchvision_changes_them(pictures, ours, name, factors):
     for factor in factors:
         theirs = getattr(torchvision().transforms.functional, name)
         result = ours(pictures.float() / 255, torch.full((40, 1, 1, 1), factor))

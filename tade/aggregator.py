@@ -1,0 +1,101 @@
+"""The contract of everything that adapts a trained classifier to unlabelled test images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Views = tuple[Tensor, Tensor]
+"""Expert logits of two random views of the same images, two of [N, E, C]."""
+
+
+class Aggregator(ABC):
+    """Turns the logits of E experts into class probabilities for one unlabelled test set.
+
+    It sees logits and what is known about training, never a label. `fit` on the test images, or `update` on a stream
+    of them, learns; `predict` then scores any images, in any order.
+
+    Args:
+        expert_log_priors: the log prior that each expert's logits carry, up to a constant, [E, C]: zeros for a uniform
+            one, log pi for a plain network trained by cross entropy (E is 1).
+        log_prior: log of the training set's class prior, [C].
+
+    Raises:
+        ValueError: the shapes do not fit each other, or a value is not finite.
+    """
+
+    #: What `fit` and `update` want beside logits: "views" for two random views of the images.
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, expert_log_priors: Tensor, log_prior: Tensor):
+        if expert_log_priors.ndim != 2 or log_prior.shape != expert_log_priors.shape[1:]:
+            raise ValueError(
+                "expert_log_priors must be [E, C] and log_prior [C], not "
+                f"{list(expert_log_priors.shape)} and {list(log_prior.shape)}"
+            )
+        if not (torch.isfinite(expert_log_priors).all() and torch.isfinite(log_prior).all()):
+            raise ValueError("log priors must be finite: give every class at least one training image")
+        self.expert_log_priors = expert_log_priors
+        self.log_prior = log_prior
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.expert_log_priors.shape[0]
+
+    @property
+    def finished(self) -> bool:
+        """Whether another `fit` on the same images, with new views, would change nothing."""
+        return True
+
+    @abstractmethod
+    def fit(
+        self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        """Learn from a whole test set. Goes on from what was learned before; `reset` forgets it.
+
+        Args:
+            logits: expert logits of the images, [N, E, C].
+            views: where `needs` has "views": pairs of views of the same images in the same order, one pair for each
+                pass over them, new random views every time. No more are taken than are of use, so that a generator
+                computes no views in vain.
+            generator: for whatever is random, on the CPU.
+
+        Raises:
+            ValueError: views are needed and missing.
+        """
+
+    def update(self, logits: Tensor, views: Views | None = None) -> None:
+        """Learn from one more batch of a stream.
+
+        Args:
+            logits: expert logits of the batch, [B, E, C].
+            views: where `needs` has "views": two random views of the batch.
+
+        Raises:
+            NotImplementedError: this aggregator needs a whole test set.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns from a whole test set (fit), not from a stream")
+
+    @classmethod
+    def follows_streams(cls) -> bool:
+        """Whether there is an `update`."""
+        return cls.update is not Aggregator.update
+
+    @abstractmethod
+    def predict(self, logits: Tensor) -> Tensor:
+        """log p(y|x) under the test distribution as far as it is known. [N, E, C] -> [N, C]; keeps no state."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what was learned."""
+
+    def report(self) -> dict[str, Any]:
+        """What was learned, as plain numbers, lists and strings.
+
+        Keys with a meaning everywhere: "weights" [E], "prior" [C] (the estimated test prior), "note" (why it fell back,
+        or None). Numbers that are not finite are None.
+        """
+        return {}

@@ -1,0 +1,180 @@
+"""The published method: expert weights that maximize prediction stability (TADE, arXiv 2107.09249, section 4.2)."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from tade.aggregator import Aggregator, Views
+
+COLLAPSED = 0.99  # one expert with this much of the weight is no longer an ensemble
+
+
+def weighted_logits(weights: Tensor, logits: Tensor) -> Tensor:
+    """Weighted sum of the experts' logits: weights [E] or [B, E], logits [B, E, C] -> [B, C]."""
+    return (weights.unsqueeze(-1) * logits).sum(dim=1)
+
+
+def prediction_stability(weights: Tensor, view1: Tensor, view2: Tensor) -> Tensor:
+    """Mean cosine similarity of the predictions for two views of the same images (arXiv 2107.09249, equation 5).
+
+    Departs from the paper, whose equation has the inner product of the two probability vectors, as its released code
+    does.
+
+    Args:
+        weights: weights of the experts, [E], summing to 1.
+        view1, view2: expert logits of the views, [B, E, C].
+
+    Returns:
+        Scalar in 0..1.
+    """
+    p1, p2 = (F.softmax(weighted_logits(weights, view), dim=1) for view in (view1, view2))
+    return F.cosine_similarity(p1, p2, dim=1).mean()
+
+
+def published_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
+    """SGD as the paper trains CIFAR100-LT and the weights of its experts."""
+    return SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+class StabilityAggregator(Aggregator):
+    """Learns one weight an expert by SGD on the stability of predictions over two views.
+
+    The network is frozen, so its logits are all that is needed and no gradient passes through it. Prediction is the
+    softmax of the weighted sum of the experts' logits. The defaults are the published recipe.
+
+    Args:
+        expert_log_priors: [E, C], E at least 2; see Aggregator. Only its shape is of use here.
+        log_prior: [C]; not used.
+        epochs: passes over the test images, at most; each takes a new pair of views.
+        batch_size: images in an update of `fit`.
+        stop_below: after a pass, stop if any weight rounded to two decimals is below this.
+        entropy_coefficient: the objective gains this times the entropy of the weights (iNaturalist: -0.01).
+        fallback: return to equal weights at the end of `fit` when the learned ones have collapsed onto one expert or
+            are less stable than equal weights on the views of the last pass.
+        make_optimizer: parameters -> optimizer over them; default: `published_optimizer`.
+
+    Raises:
+        ValueError: there is one expert only, or an argument is out of range.
+    """
+
+    needs = frozenset({"views"})
+
+    def __init__(
+        self,
+        expert_log_priors: Tensor,
+        log_prior: Tensor,
+        epochs: int = 5,
+        batch_size: int = 128,
+        stop_below: float = 0.05,
+        entropy_coefficient: float = 0.0,
+        fallback: bool = True,
+        make_optimizer: Callable[[list[nn.Parameter]], Optimizer] = published_optimizer,
+    ):
+        super().__init__(expert_log_priors, log_prior)
+        if self.num_experts < 2:
+            raise ValueError(
+                "test-time training weights experts against each other and this network has one: use a network with "
+                "num_experts of at least 2"
+            )
+        if epochs < 1 or batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be at least 1, not {epochs} and {batch_size}")
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.stop_below = stop_below
+        self.entropy_coefficient = entropy_coefficient
+        self.fallback = fallback
+        self.make_optimizer = make_optimizer
+        self.reset()
+
+    def reset(self) -> None:
+        self.parameter = nn.Parameter(torch.full((self.num_experts,), 1 / self.num_experts))
+        self.optimizer = self.make_optimizer([self.parameter])
+        self.history = [self.weights.tolist()]
+        self.stability: list[float] = []  # mean over the updates of a pass, before each update
+        self.updates: list[float] = []  # stability before each update on a stream
+        self.note: str | None = None
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of the experts, [E], summing to 1."""
+        return F.softmax(self.parameter.detach(), dim=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether `epochs` passes are done, or the last one left a weight below `stop_below`."""
+        too_small = len(self.history) > 1 and any(round(w, 2) < self.stop_below for w in self.history[-1])
+        return too_small or len(self.stability) >= self.epochs
+
+    def fit(
+        self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        """One pass of updates for each pair of views, until `finished`. See Aggregator."""
+        if views is None:
+            raise ValueError("StabilityAggregator needs two random views of the images for every pass: give views")
+        remaining = iter(views)
+        while not self.finished:
+            pair = next(remaining, None)
+            if pair is None:
+                return
+            self._pass(*pair, generator)
+
+    def _pass(self, view1: Tensor, view2: Tensor, generator: torch.Generator | None) -> None:
+        order = torch.randperm(len(view1), generator=generator)
+        steps = [self._step(view1[batch], view2[batch]) for batch in torch.split(order, self.batch_size)]
+        self.stability.append(sum(steps) / len(steps))
+        self.history.append(self.weights.tolist())
+        if self.finished and self.fallback:
+            self._fall_back_if_worse(view1, view2)
+
+    def _step(self, view1: Tensor, view2: Tensor) -> float:
+        """One update on a batch, expert logits [B, E, C] each; returns the stability before it."""
+        weights = F.softmax(self.parameter, dim=0)
+        stability = prediction_stability(weights, view1, view2)
+        objective = stability
+        if self.entropy_coefficient:
+            objective = objective - self.entropy_coefficient * (weights * torch.log(weights + 1e-9)).sum()
+        self.optimizer.zero_grad()
+        (-objective).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(stability.detach())
+
+    def _fall_back_if_worse(self, view1: Tensor, view2: Tensor) -> None:
+        equal = torch.full_like(self.weights, 1 / self.num_experts)
+        learned, before = (float(prediction_stability(w, view1, view2)) for w in (self.weights, equal))
+        if not learned >= before:  # also when not a number
+            self.note = f"less stable than equal weights ({learned:.4f} against {before:.4f})"
+        elif float(self.weights.max()) >= COLLAPSED:
+            self.note = f"collapsed onto one expert ({', '.join(f'{w:.2f}' for w in self.weights)})"
+        if self.note:
+            self.note += ": equal weights are used instead"
+            with torch.no_grad():
+                self.parameter.zero_()
+
+    def update(self, logits: Tensor, views: Views | None = None) -> None:
+        """One SGD step on a batch of a stream (the paper's streaming form has batches of 64). See Aggregator."""
+        if views is None:
+            raise ValueError("StabilityAggregator needs two random views of the batch: give views")
+        self.updates.append(self._step(*views))
+
+    def predict(self, logits: Tensor) -> Tensor:
+        return F.log_softmax(weighted_logits(self.weights, logits), dim=1)
+
+    def report(self) -> dict[str, Any]:
+        """Aggregator's keys, "weights_after_pass" [passes + 1, E] and "stability_in_pass" [passes]."""
+        passes = [sum(self.updates) / len(self.updates)] if self.updates else self.stability
+        history = [self.history[0], self.weights.tolist()] if self.updates else self.history
+        return {
+            "weights": [_finite(w) for w in self.weights.tolist()],
+            "weights_after_pass": [[_finite(w) for w in weights] for weights in history],
+            "stability_in_pass": [_finite(s) for s in passes],
+            "note": self.note,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
