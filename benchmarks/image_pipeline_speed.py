@@ -23,7 +23,7 @@ from data_loader import pil_transforms  # noqa: E402
 from data_loader.image_lists import ImageList, ListDataset, collate  # noqa: E402
 from data_loader.on_disk import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from data_loader.tensor_transforms import normalize  # noqa: E402
-from data_loader.torchvision_import import torchvision  # noqa: E402
+from utils.torchvision_import import torchvision  # noqa: E402
 
 BATCH = 50
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from data_loader.class_profiles import draw_rows
-from data_loader.torchvision_import import torchvision
 from utils import distributed
 from utils.errors import UserError
+from utils.torchvision_import import torchvision
 
 DIGITS_TEST_PER_CLASS = 50
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
-from data_loader.torchvision_import import torchvision
+from utils.torchvision_import import torchvision
 
 Pipeline = Callable[[Image.Image], Image.Image]
 

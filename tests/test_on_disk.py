@@ -13,11 +13,11 @@ from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Place
 from data_loader.image_lists import ImageList, decode, list_folder, to_tensor
 from data_loader.samplers import balanced_order
 from data_loader.tensor_transforms import normalize
-from data_loader.torchvision_import import torchvision
 from trainer.setup import make_config
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.parse_config import read_json
+from utils.torchvision_import import torchvision
 
 COUNTS = [12, 6, 3]  # training images of the three classes
 SIZE = 32

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from data_loader import pil_transforms
-from data_loader.torchvision_import import torchvision
+from utils.torchvision_import import torchvision
 
 
 @pytest.fixture(scope="module")

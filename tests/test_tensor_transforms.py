@@ -18,8 +18,8 @@ from data_loader.tensor_transforms import (
     normalize,
     rotation_coefficients,
 )
-from data_loader.torchvision_import import torchvision
 from utils.seed import epoch_generator
+from utils.torchvision_import import torchvision
 
 
 def draw(count: int, size: int = 32):

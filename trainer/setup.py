@@ -15,7 +15,6 @@ import model.model
 from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from base.base_trainer import TrainerOptions
-from data_loader.torchvision_import import torchvision
 from model.pretrained import read_weights, start_from
 from trainer import aggregator, schedule
 from utils import distributed
@@ -23,6 +22,7 @@ from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser, override, parse_assignment, read_json
+from utils.torchvision_import import torchvision
 
 
 def _public(module) -> dict:
