@@ -3,15 +3,8 @@
 python test.py -r saved/NAME/RUN/last.pth
 """
 
-from trainer.setup import run_script
-from trainer.testing import BALANCED, evaluate
-from utils.parse_config import ConfigParser
-
-
-def main(config: ConfigParser) -> dict:
-    """Returns the content of results.json, with the one distribution "uniform"."""
-    return evaluate(config, "test", names=BALANCED)
-
+from trainer.command_line import run_script
+from trainer.jobs import run_test as main
 
 if __name__ == "__main__":
     run_script(main, __doc__)

@@ -3,15 +3,8 @@
 python test_all_inat.py -r saved/NAME/RUN/last.pth
 """
 
-from trainer.setup import run_script
-from trainer.testing import evaluate
-from utils.parse_config import ConfigParser
-
-
-def main(config: ConfigParser) -> dict:
-    """Returns the content of results.json."""
-    return evaluate(config, "test_all")
-
+from trainer.command_line import run_script
+from trainer.jobs import run_test_all as main
 
 if __name__ == "__main__":
     run_script(main, __doc__)

@@ -1,17 +1,10 @@
-"""Learn the expert weights on the unlabelled images of every test class distribution of Places-LT, then evaluate.
+"""Adapt to the unlabelled images of every test class distribution of Places-LT, then evaluate.
 
 python test_train_places.py -c configs/test_time_places_lt_resnet152_tade.json -r saved/NAME/RUN/last.pth
 """
 
-from trainer.setup import run_script
-from trainer.testing import train_at_test_time
-from utils.parse_config import ConfigParser
-
-
-def main(config: ConfigParser) -> dict:
-    """Returns the content of results.json."""
-    return train_at_test_time(config, "test_train")
-
+from trainer.command_line import run_script
+from trainer.jobs import run_test_train as main
 
 if __name__ == "__main__":
-    run_script(main, __doc__, needs_config=True)
+    run_script(main, __doc__, adapting=True)

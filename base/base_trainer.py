@@ -30,12 +30,12 @@ class TrainerOptions:
         valid_period: validate every so many epochs, and after the last.
         log_step: batches between two readings of the running loss.
         precision: "fp32", "bf16" or "fp16" (mixed precision, parameters stay in float32).
-        compile: run the network through torch.compile (half as fast again on a CPU, after a minute of compiling).
+        compile: run the network through torch.compile.
         mixup_alpha: train on mixtures of two images and of their losses, lambda ~ Beta(alpha, alpha) a batch
             (Zhang et al., ICLR 2018, arXiv 1710.09412); 0 for none.
         tensorboard: write TensorBoard logs into the run folder.
         verbosity: 0 warnings, 1 one line an epoch, 2 everything.
-        add_extra_info: accepted for the reference's configs, where it adds nothing that is not logged here.
+        type: the trainer, by its name in trainer/trainer.py.
     """
 
     epochs: int
@@ -50,7 +50,7 @@ class TrainerOptions:
     mixup_alpha: float = 0.0
     tensorboard: bool = True
     verbosity: int = 2
-    add_extra_info: bool = False
+    type: str = "Trainer"
 
     def __post_init__(self):
         for name in ("epochs", "save_period", "valid_period", "log_step"):
@@ -87,13 +87,20 @@ class BaseTrainer(ABC):
         run_dir: Path,
         extra_state: dict,
     ):
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.options, self.run_dir, self.extra_state = options, run_dir, extra_state
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.options = options
+        self.run_dir = run_dir
+        self.extra_state = extra_state
         self.scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=options.precision == "fp16")
         self.logger = get_logger(verbosity=options.verbosity)
         mode, _, self.monitored = options.monitor.partition(" ")
         self.sign = -1 if mode == "min" else 1
-        self.start_epoch, self.best, self.best_epoch, self.checks_since_best = 1, None, None, 0
+        self.start_epoch = 1
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.checks_since_best = 0
         self.seconds = 0.0  # spent on the epochs so far, in all sittings
 
     @abstractmethod
@@ -191,7 +198,7 @@ class BaseTrainer(ABC):
                 self.run_dir / "model_best.pth",
                 {**state, "selected_by": f"best so far: {self.options.monitor} {self.validation_source}"},
             )
-        # The last to be written: a run that is stopped before goes back and writes the others again.
+        # Written last: if killed earlier, resuming redoes this epoch.
         save_checkpoint(self.run_dir / "last.pth", {**state, "selected_by": "the last so far"})
 
     #: Where the monitored values come from, for the record.

@@ -23,14 +23,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from trainer.aggregator import StabilityAggregator, prediction_stability  # noqa: E402
+from trainer.evaluator import DistributionScorer, expert_logits, inference_copy, score_equal_weights  # noqa: E402
+from trainer.test_time_training import fit_aggregators  # noqa: E402
+
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
 from data_loader.datasets import ImageSet  # noqa: E402
 from data_loader.tensor_transforms import normalize  # noqa: E402
 from model.model import ResNet32Model  # noqa: E402
-from trainer.aggregator import StabilityAggregator, prediction_stability  # noqa: E402
 from trainer.devices import choose_device  # noqa: E402
-from trainer.evaluator import DistributionScorer, expert_logits, inference_copy, score_equal_weights  # noqa: E402
-from trainer.test_time_training import fit_aggregators  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.torchvision_import import torchvision  # noqa: E402
 

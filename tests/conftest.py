@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.setup import make_config
+from trainer import train
 from utils.parse_config import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +82,7 @@ def digits_run(tmp_path_factory) -> dict:
     """Results of a short training on the digits, shared by the tests that need a checkpoint."""
     config = read_json(ROOT / "configs" / "config_digits_tade.json")
     config["trainer"] |= {"epochs": 6, "save_dir": str(tmp_path_factory.mktemp("runs")), "save_period": 3}
-    return script("train").main(make_config(config))
+    return train(config)
 
 
 @pytest.fixture(scope="session")

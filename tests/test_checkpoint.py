@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from model.model import ResNet32Model
-from utils.checkpoint import load_checkpoint, load_weights, main, save_checkpoint, sha256
+from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256
+from utils.convert_checkpoint import main
 from utils.errors import UserError
 
 

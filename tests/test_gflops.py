@@ -9,7 +9,7 @@ from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.model import ResNet10Model
-from trainer.setup import make_config
+from trainer.registry import make_config
 from utils import gflops
 from utils.parse_config import read_json
 

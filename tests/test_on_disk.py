@@ -13,7 +13,7 @@ from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Place
 from data_loader.image_lists import ImageList, decode, list_folder, to_tensor
 from data_loader.samplers import balanced_order
 from data_loader.tensor_transforms import normalize
-from trainer.setup import make_config
+from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.parse_config import read_json

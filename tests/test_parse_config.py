@@ -5,9 +5,12 @@ import torch
 from conftest import ROOT
 
 from data_loader.data_loaders import ListDataLoader
-from trainer.setup import COMPONENTS, build_model, make_config, parameter_groups, parse_command_line
+from trainer.build import aggregator_maker, build_loss, build_network, parameter_groups
+from trainer.command_line import parse
+from trainer.registry import COMPONENTS, make_config
+from trainer.training import training_config
 from utils.errors import UserError
-from utils.parse_config import fits, override, parse_assignment, read_json
+from utils.parse_config import fits, merge, override, parse_assignment, read_json
 
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))
 TADE = "config_cifar100_ir100_tade.json"
@@ -22,14 +25,14 @@ def config() -> dict:
 def test_every_config_builds_what_it_names_and_trains_a_step(path):
     config = make_config(read_json(path))
     if "data_loader" not in config:
-        counts = []  # the checkpoint's
+        counts = []
     elif issubclass(COMPONENTS["data_loader"][config["data_loader"]["type"]], ListDataLoader):
         counts = [9] * config.get("arch", {"args": {"num_classes": 2}})["args"]["num_classes"]  # its lists are not here
     else:
         counts = config.build("data_loader").cls_num_list
     if "arch" in config:
-        network = build_model(config, len(counts), torch.device("cpu"))
-        criterion = config.build("loss", cls_num_list=counts)
+        network = build_network(config, len(counts), torch.device("cpu"))
+        criterion = build_loss(config, counts)
         optimizer = config.build("optimizer", parameter_groups(config, network))
         config.build("lr_scheduler", optimizer)
         config.build("trainer")
@@ -40,7 +43,8 @@ def test_every_config_builds_what_it_names_and_trains_a_step(path):
         optimizer.step()
         assert not torch.equal(before, network.backbone.conv1.weight)
     else:
-        config.build("aggregator", num_experts=3, make_optimizer=lambda p: config.build("optimizer", p))
+        assert "data_loader" not in config  # the checkpoint's counts
+        aggregator_maker(config)(torch.zeros(3, 5), torch.zeros(5))
 
 
 @pytest.mark.parametrize(
@@ -124,51 +128,15 @@ def test_values_out_of_range_are_named(config, path, value, message):
 def test_another_number_of_classes(config):
     config["arch"]["args"]["num_classes"] = 10
     with pytest.raises(UserError, match="num_classes is 10 and the data has 100 classes"):
-        build_model(make_config(config), 100, torch.device("cpu"))
-
-
-def test_a_config_in_the_references_manner_parses(config):
-    config["arch"]["args"] |= {"returns_feat": True, "layer2_output_dim": None, "layer3_output_dim": None}
-    config["data_loader"]["args"] |= {"shuffle": True, "num_workers": 4}
-    config["trainer"] |= {"add_extra_info": True, "save_dir": "saved/", "verbosity": 2, "early_stop": 200}
-    make_config(config)
+        build_network(make_config(config), 100, torch.device("cpu"))
 
 
 def test_flags_and_assignments_override_the_file():
     path = str(ROOT / "configs" / TADE)
-    config = parse_command_line(
-        "",
-        [
-            "-c",
-            path,
-            "--lr",
-            "0.05",
-            "--bs",
-            "64",
-            "--epochs",
-            "30",
-            "--num_experts",
-            "4",
-            "--name",
-            "mine",
-            "--save_period",
-            "7",
-            "--seed",
-            "3",
-            "--step1",
-            "24",
-            "--imb_factor",
-            "0.1",
-            "--compile",
-            "--set",
-            "loss;args;tau=1.5",
-            "--set",
-            "trainer;monitor=off",
-            "-d",
-            "cpu",
-        ],
-        training=True,
-    )
+    flags = "--lr 0.05 --bs 64 --epochs 30 --num_experts 4 --name mine --save_period 7 --seed 3 --step1 24 -d cpu"
+    assigned = "--imb_factor 0.1 --compile --set loss;args;tau=1.5 --set trainer;monitor=off"
+    options = parse("", ["-c", path, *flags.split(), *assigned.split()], training=True)
+    config = training_config(options.config)
     assert config["optimizer"]["args"]["lr"] == 0.05 and config["data_loader"]["args"]["batch_size"] == 64
     assert config["trainer"] == {
         **read_json(path)["trainer"],
@@ -179,7 +147,22 @@ def test_flags_and_assignments_override_the_file():
     }
     assert config["arch"]["args"]["num_experts"] == 4 and config["name"] == "mine" and config["seed"] == 3
     assert config["lr_scheduler"]["args"]["step1"] == 24 and config["loss"]["args"]["tau"] == 1.5
-    assert config["data_loader"]["args"]["imb_factor"] == 0.1 and config.device == "cpu" and config.resume is None
+    assert config["data_loader"]["args"]["imb_factor"] == 0.1
+    assert options.device == "cpu" and options.checkpoint is None and options.run_id is None
+
+
+def test_merging_leaves_both_sides_alone():
+    base, changes = {"a": {"b": {"c": 1}}, "d": 2}, {"a": {"b": {}}, "a;b;e": 3, "f;g": [4]}
+    merged = merge(base, changes)
+    assert merged == {"a": {"b": {"e": 3}}, "d": 2, "f": {"g": [4]}}
+    merged["f"]["g"].append(5)
+    assert base == {"a": {"b": {"c": 1}}, "d": 2} and changes == {"a": {"b": {}}, "a;b;e": 3, "f;g": [4]}
+
+
+def test_an_unknown_trainer_is_named(config):
+    config["trainer"]["type"] = "Trainr"
+    with pytest.raises(UserError, match='type in config section "trainer" "Trainr": did you mean "Trainer"'):
+        make_config(config)
 
 
 def test_assignments():

@@ -3,7 +3,8 @@ import torch
 
 from model.model import ResNet10Model
 from model.pretrained import read_weights, start_from
-from trainer.setup import make_config, parameter_groups
+from trainer.build import parameter_groups
+from trainer.registry import make_config
 from utils.errors import UserError
 
 

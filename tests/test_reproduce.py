@@ -10,16 +10,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import ROOT
 
-from trainer.runs import plan_runs, quick_changes, scaled_schedule
-from trainer.setup import make_config
+from comparison import run as comparison
+from comparison.plan import plan_runs, quick_changes, scaled_schedule
+from comparison.tables import accuracy_table, mean_and_deviation
+from trainer.registry import make_config
 from utils.checkpoint import save_checkpoint
-from utils.comparison import accuracy_table, mean_and_deviation
 from utils.errors import UserError
 from utils.parse_config import read_json
 
-reproduce = script("reproduce")
 OPTIONS = [
     "--data",
     "digits",
@@ -181,7 +181,7 @@ def test_quick_takes_distributions_that_the_data_set_has():
 )
 def test_bad_options_stop_before_anything_runs(options, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        reproduce.main([*options, "-o", str(tmp_path / "out")])
+        comparison.main("", [*options, "-o", str(tmp_path / "out")])
     assert not list((tmp_path / "out").glob("*/*"))
 
 
@@ -202,18 +202,18 @@ def test_two_runs_side_by_side_one_of_which_fails(tmp_path):
 def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_in_the_log(tmp_path, monkeypatch):
     runs = plan_runs(["digits"], ["softmax"], [1], tmp_path)
 
-    def broken(config):
+    def broken(config, **options):
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(reproduce.train, "main", broken)
+    monkeypatch.setattr(comparison, "train", broken)
     with pytest.raises(UserError, match=r"RuntimeError: CUDA out of memory; see .*seed1\.log"):
-        reproduce.carry_out(runs[0], torch.get_num_threads())
+        comparison.finish(runs[0], torch.get_num_threads())
     assert "Traceback" in runs[0].log.read_text()
 
 
 def test_a_folder_belongs_to_one_comparison_at_a_time(tmp_path):
-    with reproduce.alone_in(tmp_path), pytest.raises(UserError, match="Another reproduce.py is at work"):
-        with reproduce.alone_in(tmp_path):
+    with comparison.locked(tmp_path), pytest.raises(UserError, match="Another reproduce.py is at work"):
+        with comparison.locked(tmp_path):
             pass
 
 

@@ -10,7 +10,9 @@ import torch
 from conftest import ROOT, run_script, script
 
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
-from trainer.setup import make_config
+from trainer import train
+from trainer.command_line import Options
+from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError
 from utils.parse_config import read_json
@@ -19,12 +21,13 @@ TEST_TIME = ROOT / "configs" / "test_time_digits_tade.json"
 ENTRY = {"images", "top1", "many", "medium", "few", "experts_top1", "weights"}
 
 
-def checkpoint_config(path, sections=(), **options):
-    return make_config({**load_checkpoint(path)["config"], **dict(sections)}, resume=Path(path), **options)
+def run_job(name: str, checkpoint, config=(), **options) -> dict:
+    """The main function of a script, as its command line would call it."""
+    return script(name).main(Options(dict(config), Path(checkpoint), **options))
 
 
 def test_balanced_evaluation(digits_run):
-    results = script("test").main(checkpoint_config(digits_run["last"]))
+    results = run_job("test", digits_run["last"])
     entry = results["distributions"]["uniform"]
     assert list(results["distributions"]) == ["uniform"] and set(entry) == ENTRY and entry["images"] == 500
     assert entry["top1"] == pytest.approx(digits_run["val_accuracy"])
@@ -33,7 +36,7 @@ def test_balanced_evaluation(digits_run):
 
 
 def test_all_distributions_and_their_files(digits_run, tmp_path):
-    results = script("test_all_cifar").main(checkpoint_config(digits_run["last"], output=tmp_path))
+    results = run_job("test_all_cifar", digits_run["last"], output=tmp_path)
     assert list(results["distributions"]) == list(CIFAR_DISTRIBUTIONS)
     written = json.loads((tmp_path / "results.json").read_text())
     assert written == json.loads(json.dumps(results))
@@ -51,10 +54,10 @@ def test_all_distributions_and_their_files(digits_run, tmp_path):
 
 
 def test_test_time_training(digits_run):
-    results = script("test_train_cifar").main(checkpoint_config(digits_run["last"], read_json(TEST_TIME).items()))
+    results = run_job("test_train_cifar", digits_run["last"], read_json(TEST_TIME))
     folder = Path(digits_run["run_dir"]) / "results" / "last" / "test_train"
     assert json.loads((folder / "results.json").read_text())["distributions"].keys() == set(CIFAR_DISTRIBUTIONS)
-    equal = script("test_all_cifar").main(checkpoint_config(digits_run["last"]))["distributions"]
+    equal = run_job("test_all_cifar", digits_run["last"])["distributions"]
     for name, entry in results["distributions"].items():
         assert sum(entry["weights"]) == pytest.approx(1) and entry["equal_weights_top1"] == equal[name]["top1"]
         assert entry["learning"]["weights_after_pass"][0] == pytest.approx([1 / 3] * 3)
@@ -63,26 +66,40 @@ def test_test_time_training(digits_run):
     assert len({tuple(e["weights"]) for e in results["distributions"].values()}) > 3
 
 
-def test_streaming_by_one_line_of_json(digits_run, tmp_path):
-    sections = read_json(TEST_TIME)
-    sections["aggregator"] = {"type": "StreamingStabilityAggregator"}
-    config = checkpoint_config(digits_run["last"], sections.items(), output=tmp_path)
-    assert "Streaming" in script("test_train_cifar").main(config)["protocol"]
+def test_streaming_is_a_mode(digits_run, tmp_path):
+    whole = run_job("test_train_cifar", digits_run["last"], read_json(TEST_TIME), output=tmp_path / "whole")
+    one = run_job("test_train_cifar", digits_run["last"], read_json(TEST_TIME), output=tmp_path, stream=True)
+    assert "stream of the test images in batches of 64" in one["protocol"]
+    assert all(len(e["learning"]["weights_after_pass"]) == 2 for e in one["distributions"].values())
+    assert one["distributions"]["forward50"]["weights"] != whole["distributions"]["forward50"]["weights"]
+    other = run_job(
+        "test_train_cifar", digits_run["last"], read_json(TEST_TIME), output=tmp_path, stream=True, stream_batch=16
+    )
+    assert other["distributions"]["uniform"]["weights"] != one["distributions"]["uniform"]["weights"]
 
 
-def test_one_expert_has_nothing_to_weigh(digits_config):
+def test_one_expert_has_nothing_to_weight(digits_config, tmp_path):
     digits_config["arch"]["args"]["num_experts"] = 1
     digits_config["trainer"]["epochs"] = 1
-    last = script("train").main(make_config(digits_config))["last"]
-    assert script("test_all_cifar").main(checkpoint_config(last))["distributions"]["uniform"]["weights"] == [1]
-    with pytest.raises(UserError, match="this network has one"):
-        script("test_train_cifar").main(checkpoint_config(last, read_json(TEST_TIME).items()))
+    last = train(digits_config)["last"]
+    assert run_job("test_all_cifar", last)["distributions"]["uniform"]["weights"] == [1]
+    with pytest.raises(UserError, match="this network has one: use a network with num_experts of at least 2"):
+        run_job("test_train_cifar", last, read_json(TEST_TIME), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_imbalance_ratio_is_refused(digits_run):
+    loader = {"type": "ImbalanceDigitsDataLoader", "args": {"batch_size": 32, "imb_factor": 0.1}}
     with pytest.raises(UserError, match="was trained on 405 images in 10 classes, and the config's data has 486"):
-        loader = {"type": "ImbalanceDigitsDataLoader", "args": {"batch_size": 32, "imb_factor": 0.1}}
-        script("test").main(checkpoint_config(digits_run["last"], {"data_loader": loader}.items()))
+        run_job("test", digits_run["last"], {"data_loader": loader})
+
+
+def test_metrics_of_the_config_stand_in_the_results(digits_run, tmp_path):
+    names = ["top5_accuracy", "expected_calibration_error", "per_class_accuracy"]
+    entry = run_job("test", digits_run["last"], {"metrics": names}, output=tmp_path)["distributions"]["uniform"]
+    assert set(entry) == ENTRY | set(names) and len(entry["per_class_accuracy"]) == 10
+    assert sum(entry["per_class_accuracy"]) / 10 == pytest.approx(entry["top1"])  # 50 images a class
+    assert "top5_accuracy" in (tmp_path / "results.md").read_text()
 
 
 def test_command_lines(digits_run, tmp_path):
@@ -149,7 +166,6 @@ def test_command_lines(digits_run, tmp_path):
             ["-c", str(TEST_TIME), "-r", "CKPT", "--set", "aggregator;args;epochs=0"],
             "epochs and batch_size must be at least 1",
         ),
-        ("test_train_cifar", ["-c", "configs/config_digits_tade.json", "-r", "CKPT"], 'The config has no "aggregator"'),
     ],
 )
 def test_bad_input_gets_one_sentence_and_a_status(digits_run, name, arguments, message):

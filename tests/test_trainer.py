@@ -8,20 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, golden_json, golden_random, golden_weights, script
+from conftest import ROOT, golden_json, golden_random, golden_weights
 
 from base.base_trainer import TrainerOptions
 from data_loader.class_profiles import long_tail_counts
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from model.loss import DiverseExpertLoss
 from model.model import ResNet32Model
+from trainer import train
 from trainer.schedule import CustomLR
-from trainer.setup import make_config
 from trainer.trainer import Trainer, mixup
 from utils.checkpoint import load_checkpoint
 from utils.errors import Interrupted, UserError
-
-train = script("train").main
 
 
 def golden_trainer(tmp_path, dtype):
@@ -95,67 +93,67 @@ def assert_same_training(first: dict, second: dict):
 
 
 def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(digits_config):
-    straight = train(make_config(digits_config, run_id="straight"))
+    straight = train(digits_config, run_id="straight")
     digits_config["trainer"]["epochs"] = 1
-    first = train(make_config(digits_config, run_id="resumed"))
+    first = train(digits_config, run_id="resumed")
     digits_config["trainer"]["epochs"] = 2
-    resumed = train(make_config(digits_config, resume=Path(first["last"])))
+    resumed = train(digits_config, resume=Path(first["last"]))
     assert resumed["run_dir"] == first["run_dir"]
     assert_same_training(straight, resumed)
 
 
 def test_the_same_seed_repeats_and_another_does_not(digits_config):
     digits_config["trainer"]["epochs"] = 1
-    one, two = (train(make_config(digits_config, run_id=name)) for name in ("one", "two"))
+    one, two = (train(digits_config, run_id=name) for name in ("one", "two"))
     assert_same_training(one, two)
-    other = train(make_config({**digits_config, "seed": 2}, run_id="three"))
+    other = train({**digits_config, "seed": 2}, run_id="three")
     assert other["loss"] != one["loss"]
 
 
 def test_overridden_hyper_parameters_count_on_resume(digits_config):
     digits_config["trainer"]["epochs"] = 1
-    first = train(make_config(digits_config))
+    first = train(digits_config)
     digits_config["trainer"]["epochs"] = 2
     digits_config["optimizer"]["args"] |= {"lr": 0.5, "momentum": 0.8}
     digits_config["lr_scheduler"]["args"] |= {"step1": 1, "warmup_epoch": 0}
-    resumed = train(make_config(digits_config, resume=Path(first["last"])))
+    resumed = train(digits_config, resume=Path(first["last"]))
     assert resumed["lr"] == pytest.approx(0.05)  # 0.5 after the first step, which is now at epoch 1
     assert load_checkpoint(resumed["last"])["optimizer"]["param_groups"][0]["momentum"] == 0.8
 
 
 def test_nothing_left_to_do(digits_config):
     digits_config["trainer"]["epochs"] = 1
-    first = train(make_config(digits_config))
+    first = train(digits_config)
     with pytest.raises(UserError, match="has its 1 epochs already"):
-        train(make_config(digits_config, resume=Path(first["last"])))
+        train(digits_config, resume=Path(first["last"]))
 
 
 @pytest.mark.parametrize("experts", [1, 2, 4])
 def test_any_number_of_experts_trains(digits_config, experts):
     digits_config["arch"]["args"]["num_experts"] = experts
     digits_config["trainer"]["epochs"] = 1
-    values = train(make_config(digits_config))
+    values = train(digits_config)
     assert f"val_expert{experts}" in values and f"val_expert{experts + 1}" not in values
 
 
 def test_mixed_precision_trains_and_keeps_float32_weights(digits_config):
     digits_config["trainer"] |= {"epochs": 1, "precision": "bf16"}
-    values = train(make_config(digits_config))
+    values = train(digits_config)
     assert np.isfinite(values["loss"])
     assert all(v.dtype in (torch.float32, torch.int64) for v in load_checkpoint(values["last"])["model"].values())
 
 
 def test_a_run_is_not_overwritten(digits_config):
     digits_config["trainer"]["epochs"] = 1
-    train(make_config(digits_config, run_id="mine"))
+    train(digits_config, run_id="mine")
     with pytest.raises(UserError, match="holds a run already"):
-        train(make_config(digits_config, run_id="mine"))
+        train(digits_config, run_id="mine")
 
 
 def test_early_stop(digits_config):
     digits_config["trainer"] |= {"epochs": 6, "early_stop": 1, "monitor": "min val_expert1"}
     digits_config["optimizer"]["args"]["lr"] = 0.0
-    assert train(make_config(digits_config))["epoch"] < 6
+    assert train(digits_config)["epoch"] < 6
 
 
 def test_mixup_mixes_images_and_losses(tmp_path):
@@ -183,10 +181,10 @@ def test_mixup_mixes_images_and_losses(tmp_path):
 
 def test_mixup_repeats_and_resumes(digits_config):
     digits_config["trainer"] |= {"epochs": 1, "mixup_alpha": 0.4}
-    first = train(make_config(digits_config, run_id="first"))
+    first = train(digits_config, run_id="first")
     digits_config["trainer"]["epochs"] = 2
-    resumed = train(make_config(digits_config, resume=Path(first["last"]), run_id="resumed"))
-    unbroken = train(make_config(digits_config, run_id="unbroken"))
+    resumed = train(digits_config, resume=Path(first["last"]), run_id="resumed")
+    unbroken = train(digits_config, run_id="unbroken")
     assert_same_training(resumed, unbroken)
 
 
@@ -194,13 +192,13 @@ def test_monitored_value_must_be_there(digits_config, tmp_path):
     digits_config["trainer"]["monitor"] = "max val_few"
     digits_config["data_loader"]["args"]["imb_factor"] = 1.0  # no few-shot class
     with pytest.raises(UserError, match='Unknown value in trainer;monitor "val_few"'):
-        train(make_config(digits_config))
+        train(digits_config)
     assert list(tmp_path.iterdir()) == []
 
 
 def one_epoch_run(digits_config, **trainer) -> dict:
     digits_config["trainer"] |= {"epochs": 1, **trainer}
-    return train(make_config(digits_config, run_id="base"))
+    return train(digits_config, run_id="base")
 
 
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(digits_config):
@@ -213,19 +211,19 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(digits_config):
         {},
     ):
         with pytest.raises(UserError):
-            train(make_config({**digits_config, **changes}, resume=Path(first["last"])))
+            train({**digits_config, **changes}, resume=Path(first["last"]))
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"}
 
 
 def test_going_on_from_an_earlier_checkpoint_or_under_another_name_leaves_the_run_alone(digits_config, tmp_path):
     digits_config["trainer"]["epochs"] = 2
-    first = train(make_config(digits_config, run_id="base"))
+    first = train(digits_config, run_id="base")
     early = Path(first["run_dir"]) / "checkpoint-epoch1.pth"
-    again = train(make_config(digits_config, resume=early))
+    again = train(digits_config, resume=early)
     assert again["run_dir"] != first["run_dir"] and again["epoch"] == 2 and Path(again["best"]).parent.exists()
     digits_config["trainer"]["epochs"] = 3
     for change, options in (({"name": "other"}, {}), ({}, {"run_id": "branch"})):
-        branch = train(make_config({**digits_config, **change}, resume=Path(first["last"]), **options))
+        branch = train({**digits_config, **change}, resume=Path(first["last"]), **options)
         assert branch["run_dir"] != first["run_dir"] and branch["epoch"] == 3
     assert load_checkpoint(first["last"])["epoch"] == 2
 
@@ -233,7 +231,7 @@ def test_going_on_from_an_earlier_checkpoint_or_under_another_name_leaves_the_ru
 def test_loss_that_is_no_number_stops_the_run(digits_config):
     digits_config["optimizer"]["args"]["lr"] = 1e12
     with pytest.raises(UserError, match="no longer finite"):
-        train(make_config(digits_config))
+        train(digits_config)
 
 
 def test_interrupt_keeps_the_last_whole_epoch(digits_config, monkeypatch):
@@ -246,12 +244,12 @@ def test_interrupt_keeps_the_last_whole_epoch(digits_config, monkeypatch):
 
     monkeypatch.setattr(Trainer, "train_epoch", stop_in_epoch_two)
     with pytest.raises(Interrupted, match=r"go on with: python train.py -r .*last.pth") as caught:
-        train(make_config(digits_config, run_id="stopped"))
+        train(digits_config, run_id="stopped")
     assert caught.value.status == 130
     last = str(caught.value).rsplit(" ", 1)[1]
     assert load_checkpoint(last)["epoch"] == 1
     monkeypatch.undo()
-    assert train(make_config(digits_config, resume=Path(last)))["epoch"] == 2
+    assert train(digits_config, resume=Path(last))["epoch"] == 2
 
 
 def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
@@ -265,7 +263,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device.*last.pth holds everything up to the last whole"):
-        train(make_config(digits_config, run_id="full"))
+        train(digits_config, run_id="full")
     folder = Path(digits_config["trainer"]["save_dir"]) / digits_config["name"] / "full"
     assert load_checkpoint(folder / "last.pth")["epoch"] == 1 and not list(folder.glob("*.tmp"))
 
@@ -274,9 +272,8 @@ TWO_PROCESSES = """
 import os, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch, torch.distributed as dist
-from conftest import script
-from trainer.setup import make_config
-from trainer.trainer import Trainer, mixup
+from trainer import train
+from trainer.trainer import Trainer
 from utils import distributed
 from utils.parse_config import read_json
 
@@ -290,7 +287,7 @@ def train_epoch(self, epoch):
 
 
 Trainer.train_epoch = train_epoch
-results = script("train").main(make_config(read_json({config!r}), device="cpu", run_id="two"))
+results = train(read_json({config!r}), device="cpu", run_id="two")
 weights = kept[0]
 every = [torch.empty_like(weights) for _ in range(2)]
 dist.all_gather(every, weights)
@@ -337,5 +334,5 @@ def test_two_processes_train_one_network(digits_config, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_on_a_gpu(digits_config, precision):
     digits_config["trainer"]["precision"] = precision
-    values = train(make_config(digits_config, device="cuda"))
+    values = train(digits_config, device="cuda")
     assert values["val_accuracy"] > 10

@@ -3,9 +3,11 @@
 import re
 
 import pytest
-from conftest import ROOT, script
+from conftest import ROOT
 
-from trainer.setup import make_config, parse_command_line
+from trainer.evaluation import evaluate_test_set
+from trainer.loaded_run import load_run
+from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, load_weights, sha256
 
 FOLDER = ROOT / "benchmarks" / "checkpoints"
@@ -28,12 +30,9 @@ def test_a_checkpoint_is_whole_small_and_loads(name, digest):
     assert all(not tensor.is_floating_point() or tensor.abs().max() < 1e4 for tensor in content["model"].values())
 
 
-def test_a_checkpoint_gives_its_accuracy(cifar_dir, tmp_path):
+def test_a_checkpoint_gives_its_accuracy(cifar_dir):
     """The balanced test set of the real CIFAR-100, with the smallest network."""
     name = "cifar100_ir100_softmax_20_epochs_seed1.pth"
     row = next(line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
-    config = parse_command_line(
-        "", ["-r", str(FOLDER / name), "-o", str(tmp_path), "--set", f"data_loader;args;data_dir={cifar_dir}"]
-    )
-    top1 = script("test").main(config)["distributions"]["uniform"]["top1"]
-    assert top1 == pytest.approx(float(row.split("|")[4]), abs=0.06)
+    run = load_run(FOLDER / name, overrides={"data_loader;args;data_dir": str(cifar_dir)})
+    assert evaluate_test_set(run).distributions["uniform"].top1 == pytest.approx(float(row.split("|")[4]), abs=0.06)

@@ -1,23 +1,25 @@
 """Supervised training of a multi-expert network."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from model.inference import inference_copy
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer, TrainerOptions
-from data_loader.class_profiles import shot_groups
-from model.metric import class_hits, percent_correct
+from model.metric import accuracy, shot_group_accuracy, shot_groups
 from trainer.devices import parallel
-from trainer.evaluator import expert_logits, inference_copy
+from trainer.logits import expert_logits
 from utils import distributed
 from utils.errors import UserError, unknown
 from utils.logger import progress
 from utils.seed import MIXUP, epoch_generator
+
+__all__ = ["Trainer"]
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,7 +32,9 @@ class MixedPrecision(nn.Module):
 
     def __init__(self, network: nn.Module, device_type: str, precision: str):
         super().__init__()
-        self.network, self.device_type, self.dtype = network, device_type, AUTOCAST.get(precision)
+        self.network = network
+        self.device_type = device_type
+        self.dtype = AUTOCAST.get(precision)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
@@ -65,10 +69,11 @@ class Trainer(BaseTrainer):
     Args:
         model: on its device.
         criterion: called as criterion(output dict, target) -> scalar; its `set_epoch(n)`, if any, is called first.
-        metrics: name -> function of (scores [B, C], target [B]).
+        metrics: name -> function of (scores [N, C], targets [N], cls_num_list [C]), see model/metric.py.
         loader: prepared for this process.
-        gpus: GPU numbers for DataParallel; fewer than two means none.
         optimizer, scheduler, options, run_dir, extra_state: see BaseTrainer.
+        gpus: GPU numbers for DataParallel; fewer than two means none.
+        frozen: modules whose parameters are not trained: their batch statistics stay as they are, too.
     """
 
     def __init__(
@@ -82,10 +87,14 @@ class Trainer(BaseTrainer):
         options: TrainerOptions,
         run_dir: Path,
         extra_state: dict,
-        gpus: list[int] = (),
+        gpus: Sequence[int] = (),
+        frozen: Sequence[nn.Module] = (),
     ):
         super().__init__(model, optimizer, scheduler, options, run_dir, extra_state)
-        self.criterion, self.metrics, self.loader = criterion, metrics, loader
+        self.criterion = criterion
+        self.metrics = {"accuracy": accuracy, "shot_group_accuracy": shot_group_accuracy, **metrics}
+        self.loader = loader
+        self.frozen = frozen
         self.device = next(model.parameters()).device
         if options.compile and len(gpus) > 1:
             raise UserError(
@@ -93,14 +102,14 @@ class Trainer(BaseTrainer):
             )
         network = torch.compile(model, dynamic=False) if options.compile else model
         self.network = parallel(MixedPrecision(network, self.device.type, options.precision), self.device, gpus)
-        self.groups = {name: mask for name, mask in shot_groups(loader.cls_num_list).items() if mask.any()}
+        self.groups = [name for name, mask in shot_groups(loader.cls_num_list).items() if mask.any()]
         if self.monitored and self.monitored not in self.monitorable():
             raise unknown("value in trainer;monitor", self.monitored, self.monitorable())
 
     def monitorable(self) -> list[str]:
         experts = [f"val_expert{e + 1}" for e in range(self.model.num_experts)]
-        groups = [f"val_{name}" for name in (*self.metrics, *self.groups)]
-        return ["loss", "accuracy", "val_loss", *groups, *experts]
+        named = [name for name in self.metrics if name != "shot_group_accuracy"]
+        return ["loss", "accuracy", "val_loss", *(f"val_{name}" for name in (*named, *self.groups)), *experts]
 
     def train_step(
         self, images: Tensor, target: Tensor, generator: torch.Generator | None = None
@@ -124,6 +133,8 @@ class Trainer(BaseTrainer):
 
     def train_epoch(self, epoch: int) -> dict:
         self.network.train()
+        for module in self.frozen:
+            module.eval()
         if hasattr(self.criterion, "set_epoch"):
             self.criterion.set_epoch(epoch)
         self.loader.set_epoch(epoch)
@@ -178,19 +189,16 @@ class Trainer(BaseTrainer):
     def validate(self, epoch: int) -> dict:
         batches = self.loader.split_validation()
         self.validation_source = f"on the {batches.source}"
-        logits = expert_logits(inference_copy(self.model), batches, self.device, "validation")
-        output = {"output": logits.mean(dim=1)}
-        target = batches.targets
-        values = {"val_loss": float(nn.functional.cross_entropy(output["output"], target))}
+        network = inference_copy(self.model, self.loader.image_size)
+        logits = expert_logits(network, batches, self.device, "validation")
+        scores, targets, counts = logits.mean(dim=1), batches.targets, self.loader.cls_num_list
+        values: dict = {"val_loss": float(nn.functional.cross_entropy(scores, targets))}
+        for name, metric in self.metrics.items():
+            value = metric(scores, targets, counts)
+            columns = value if isinstance(value, dict) else {name: value}
+            values |= {f"val_{key}": v for key, v in columns.items() if not isinstance(v, list)}
         values |= {
-            f"val_{name}": 100 * float(metric(output["output"], target)) for name, metric in self.metrics.items()
-        }
-        hits = class_hits(output["output"].argmax(1), target, logits.shape[2])
-        values |= {
-            f"val_{name}": percent_correct(*hits, torch.from_numpy(classes)) for name, classes in self.groups.items()
-        }
-        values |= {
-            f"val_expert{e + 1}": 100 * float((logits[:, e].argmax(1) == target).float().mean())
+            f"val_expert{e + 1}": 100 * float((logits[:, e].argmax(1) == targets).float().mean())
             for e in range(logits.shape[1])
         }
         self.tensorboard.scalars({f"validation/{name.removeprefix('val_')}": v for name, v in values.items()}, epoch)

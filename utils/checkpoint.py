@@ -5,7 +5,6 @@ python -m utils.checkpoint convert IN.pth OUT.pth            the reference's or 
 python -m utils.checkpoint convert IN.pth OUT.pth --to tade  this project's with weights alone, small enough to share
 """
 
-import argparse
 import collections
 import contextlib
 import functools
@@ -13,7 +12,6 @@ import hashlib
 import io
 import os
 import pickle
-import sys
 import types
 from pathlib import Path
 
@@ -157,7 +155,7 @@ def _not_whole(path: Path) -> UserError:
     )
 
 
-# --- The reference's checkpoints are pickles that name classes of its own code. ---------------------------------
+# The reference's checkpoints are pickles that name classes of its own code.
 
 
 class Foreign:
@@ -247,125 +245,3 @@ def _foreign_config(config: object) -> dict | None:
         return value if isinstance(value, (int, float, str, bool, type(None))) else None
 
     return plain(config)
-
-
-# --- Command line -----------------------------------------------------------------------------------------------
-
-
-def describe(path: Path) -> str:
-    """What is in a checkpoint, a line each; nothing of it is run.
-
-    Raises:
-        UserError: see load_checkpoint.
-    """
-    content = load_checkpoint(path)
-    state, config, counts = content["model"], content.get("config") or {}, content.get("cls_num_list")
-    writer = "this project" if "format" in content else "the reference or RIDE, or a bare state dict"
-    arch, loss = (config.get(key) if isinstance(config.get(key), dict) else {} for key in ("arch", "loss"))
-    weights = sum(t.numel() for name, t in state.items() if t.is_floating_point() and "running_" not in name)
-    lines = {
-        "written by": writer,
-        "SHA-256": sha256(path),
-        "size": f"{path.stat().st_size / 1e6:.2f} MB",
-        "epoch": content.get("epoch"),
-        "selected as": content.get("selected_by"),
-        "best value": content.get("best"),
-        "name": config.get("name"),
-        "network": f"{arch['type']} {arch.get('args', {})}" if "type" in arch else None,
-        "loss": loss.get("type"),
-        "weights": f"{weights:,} in {len(state)} entries, {', '.join(sorted({str(t.dtype) for t in state.values()}))}",
-        "experts": 1 + max((int(n.split(".")[2]) for n in state if n.startswith("backbone.linears.")), default=0),
-        "trained on": counts and f"{sum(counts)} images, {len(counts)} classes, {max(counts)} to {min(counts)} each",
-        "can be resumed": "yes" if "optimizer" in content and "format" in content else "no, weights alone",
-        "not resolved": ", ".join(content.get("foreign", [])) or None,
-    }
-    return "\n".join(f"{key + ':':<16}{value}" for key, value in lines.items() if value is not None)
-
-
-def convert(source: Path, target: Path, to: str | None = None, config_path: Path | None = None) -> str:
-    """Write the weights and description of a checkpoint in another format; optimizer states are left out.
-
-    Args:
-        source: checkpoint of this project, the reference or RIDE, or a bare state dict.
-        target: file to write.
-        to: "tade" (this project's format), "reference", or None for the other one.
-        config_path: config that names the network, where the checkpoint carries none that is understood. RIDE's expert
-            assignment, which networks here do not have, is left out.
-
-    Returns:
-        What was written.
-
-    Raises:
-        UserError: the source cannot be read, the target exists, or the weights do not fit the network.
-    """
-    from trainer.setup import make_config  # this file's readers need neither
-    from utils.parse_config import read_json
-
-    if target.exists():
-        raise UserError(f"{target} exists already: give another name, or remove it first.")
-    content = load_checkpoint(source)
-    to = to or ("reference" if "format" in content else "tade")
-    config = read_json(config_path) if config_path else content.get("config") or {}
-    state, note = content["model"], "The network was not checked: the checkpoint names none; give one with -c."
-    if "arch" in config:
-        network = make_config({"arch": config["arch"]}).build("arch")
-        surplus = sorted(name for name in state if "expert_help_pred" in name)  # RIDE's expert assignment
-        state = {name: tensor for name, tensor in state.items() if name not in surplus}
-        load_weights(network, state, source)
-        note = f"Fits {config['arch']['type']}." + (f" Left out: {', '.join(surplus)}." if surplus else "")
-    if to == "tade":
-        kept = {
-            key: content[key]
-            for key in ("cls_num_list", "class_map", "seed", "selected_by", "seconds")
-            if key in content
-        }
-        save_checkpoint(
-            target,
-            {
-                "model": state,
-                "config": config or None,
-                "epoch": content.get("epoch"),
-                "best": content.get("best"),
-                **kept,
-            },
-        )
-    else:
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "arch": config.get("arch", {}).get("type"),
-                "epoch": content.get("epoch"),
-                "state_dict": state,
-                "monitor_best": content.get("best"),
-                "config": config,
-            },
-            buffer,
-        )
-        write_atomically(target, buffer.getbuffer())
-    return f"{note} Written in {'this project' if to == 'tade' else 'the reference'}'s format: {target}"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    inspecting = commands.add_parser("inspect", help="say what is in a checkpoint without running anything of it")
-    inspecting.add_argument("file", type=Path)
-    converting = commands.add_parser("convert", help="write weights and description in another format")
-    converting.add_argument("source", type=Path, metavar="IN")
-    converting.add_argument("target", type=Path, metavar="OUT")
-    converting.add_argument("--to", choices=("tade", "reference"), help="format to write (default: the other one)")
-    converting.add_argument(
-        "-c", "--config", type=Path, metavar="JSON", help="config of the network, where the checkpoint carries none"
-    )
-    args = parser.parse_args(arguments)
-    if args.command == "inspect":
-        print(describe(args.file))
-    else:
-        print(convert(args.source, args.target, args.to, args.config))
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))

@@ -23,7 +23,7 @@ def start(device: torch.device) -> torch.device:
     return device
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process has come here."""
     if dist.is_initialized():
         dist.barrier()

@@ -7,51 +7,39 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from datetime import datetime
 from pathlib import Path
 
-from utils import distributed
-from utils.checkpoint import load_checkpoint, write_atomically
 from utils.errors import UserError, unknown
 
-SIMPLE_KEYS = {"name": str, "n_gpu": int, "seed": int, "metrics": list[str], "weights": str | None}
+SIMPLE_KEYS = {
+    "name": str,
+    "n_gpu": int,
+    "seed": int,
+    "metrics": list[str],
+    "weights": str | None,
+    "freeze": list[str],
+}
 SECTION_KEYS = {"optimizer": {"share_lr": float}}  # beside "type" and "args"
 
 
 class ConfigParser:
-    """A checked configuration. Reads like a dict; creates no folder and touches no log.
+    """A checked configuration, which reads like a dict and builds what its sections name.
 
     Args:
         config: the JSON object: `name`, `n_gpu`, `seed`, `metrics`, and sections. A section either is
             `{"type": NAME, "args": {...}}` or (`trainer`) a plain set of arguments.
         components: section name -> {type name -> constructor}, or section name -> constructor for a plain section.
         supplied: section name -> argument names that the code supplies itself, so that configs need not.
-        resume: checkpoint that the run starts from or evaluates.
-        device: "cpu", "cuda", "cuda:1", "0,1" (GPU numbers) or None for the best at hand.
-        output: folder for results, or None for the checkpoint's.
-        run_id: name of a training run's folder, or None for date and time.
 
     Raises:
         UserError: an unknown key, type or argument (with the valid choices and the nearest), a missing argument,
             or a value of the wrong type.
     """
 
-    def __init__(
-        self,
-        config: Mapping,
-        components: Mapping,
-        supplied: Mapping[str, set[str]] | None = None,
-        *,
-        resume: Path | None = None,
-        device: str | None = None,
-        output: Path | None = None,
-        run_id: str | None = None,
-    ):
+    def __init__(self, config: Mapping, components: Mapping, supplied: Mapping[str, set[str]] | None = None):
         self.config = deepcopy(dict(config))
         self.components = components
         self.supplied = supplied or {}
-        self.options: dict = {}  # of one script alone
-        self.resume, self.device, self.output, self.run_id = resume, device, output, run_id
         self._check()
 
     def __getitem__(self, key: str):
@@ -68,12 +56,18 @@ class ConfigParser:
     def build(self, section: str, *args, **kwargs):
         """Call the constructor that a section names with the section's arguments.
 
+        Args:
+            section: e.g. "optimizer".
+            args, kwargs: what the code supplies; supplied keywords that this constructor does not take are left out.
+
         Raises:
             UserError: the constructor refuses a value.
         """
         constructor, given = self._resolve(section)
+        accepted = inspect.signature(constructor).parameters
+        supplied = {k: v for k, v in kwargs.items() if k in accepted or k not in self.supplied.get(section, ())}
         try:
-            return constructor(*args, **{**given, **kwargs})
+            return constructor(*args, **{**given, **supplied})
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise UserError(f'Config section "{section}" ({constructor.__name__}): {error}.') from error
 
@@ -206,6 +200,19 @@ def override(config: dict, path: str, value: object) -> None:
     config[last] = value
 
 
+def merge(config: Mapping, changes: Mapping) -> dict:
+    """A copy of a config with changes applied in their order.
+
+    Args:
+        config: the JSON object.
+        changes: whole sections ("data_loader": {...}) or single values by path ("optimizer;args;lr": 0.05).
+    """
+    merged = deepcopy(dict(config))
+    for path, value in changes.items():
+        override(merged, path, deepcopy(value))
+    return merged
+
+
 def parse_assignment(text: str) -> tuple[str, object]:
     """Split "KEY;PATH=VALUE"; the value is read as JSON where it is JSON, else as a string.
 
@@ -219,45 +226,3 @@ def parse_assignment(text: str) -> tuple[str, object]:
         return path.strip(), json.loads(value)
     except json.JSONDecodeError:
         return path.strip(), value
-
-
-def choose_run_dir(config: ConfigParser, save_dir: Path, checkpoint: dict | None) -> Path:
-    """The folder of a training run; nothing is created yet. With several processes all get the first one's answer.
-
-    A resumed run goes on in the folder of its checkpoint, unless it was told another name, save_dir or run_id, or the
-    folder has gone further than the checkpoint: then it gets a folder of its own, and the old one keeps what it has.
-    """
-    new = save_dir / config["name"] / (config.run_id or datetime.now().strftime("%m%d_%H%M%S"))
-    goes_on = False
-    if checkpoint and config.resume and not config.run_id and (config.resume.parent / "config.json").exists():
-        before = checkpoint.get("config") or {}
-        last = config.resume.parent / "last.pth"
-        further = last.exists() and (load_checkpoint(last)["epoch"] or 0) > (checkpoint["epoch"] or 0)
-        moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != (
-            config["name"],
-            config["trainer"].get("save_dir"),
-        )
-        goes_on = not further and not moved
-    return distributed.from_first_process(config.resume.parent if goes_on else new)
-
-
-def create_run_dir(config: ConfigParser, run_dir: Path) -> None:
-    """Create the folder of a training run and put the config into it (the first process does).
-
-    Raises:
-        UserError: the folder cannot be created, or holds another run.
-    """
-    goes_on = config.resume is not None and run_dir == config.resume.parent
-    if not distributed.is_main():
-        return
-    try:
-        run_dir.mkdir(parents=True, exist_ok=goes_on)
-    except FileExistsError as error:
-        raise UserError(
-            f"{run_dir} holds a run already: go on with -r {run_dir / 'last.pth'}, or give another --run_id."
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with --save_dir."
-        ) from error
-    write_atomically(run_dir / "config.json", json.dumps(config.config, indent=2).encode())

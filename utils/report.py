@@ -1,8 +1,12 @@
-"""Results as JSON, CSV, Markdown, pictures and a console table."""
+"""Reports of a table of results: CSV, Markdown, plots, a console table; they render whatever columns there are.
+
+A report is a function (content of results.json, table) -> bytes of a file, or None; REPORTS lists them by file name.
+"""
 
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -11,35 +15,21 @@ from utils.checkpoint import write_atomically
 from utils.errors import UserError
 
 
-def results_table(results: Mapping) -> pd.DataFrame:
-    """One row a distribution: images, top-1, shot groups, equal weights (if compared with), experts, weights.
-
-    Args:
-        results: as written to results.json, see the README.
-    """
-    rows = {}
-    for name, entry in results["distributions"].items():
-        row = {"images": entry["images"], "top1": entry["top1"]}
-        if "equal_weights_top1" in entry:
-            row["equal weights"] = entry["equal_weights_top1"]
-        row |= {group: entry[group] for group in ("many", "medium", "few")}
-        row |= {f"expert {e + 1}": value for e, value in enumerate(entry["experts_top1"])}
-        row |= {f"w{e + 1}": value for e, value in enumerate(entry["weights"])}
-        rows[name] = row
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index.name = "distribution"
-    return table
-
-
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as text: accuracies with one decimal, weights with two, a dash for none."""
 
-    def cell(column: str, value: object) -> str:
+    def cell(column: str, value: float | None) -> str:
         if pd.isna(value):
             return "-"
-        return f"{value:.0f}" if column == "images" else f"{value:.{2 if column.startswith('w') else 1}f}"
+        decimals = 0 if column == "images" else 2 if column in weight_columns(table) else 1
+        return f"{value:.{decimals}f}"
 
     return pd.DataFrame({column: [cell(column, v) for v in table[column]] for column in table}, index=table.index)
+
+
+def weight_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of expert weights: w1, w2, ..."""
+    return [column for column in table if re.fullmatch(r"w\d+", column)]
 
 
 def markdown_lines(text: pd.DataFrame, index: str) -> str:
@@ -53,8 +43,8 @@ def markdown_table(table: pd.DataFrame) -> str:
     return markdown_lines(format_table(table), "distribution")
 
 
-def console_table(results: Mapping) -> str:
-    return format_table(results_table(results)).to_string()
+def console_table(table: pd.DataFrame) -> str:
+    return format_table(table).to_string()
 
 
 def make_folder(folder: Path) -> None:
@@ -71,63 +61,105 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
-def write_results(folder: Path, results: Mapping) -> list[Path]:
-    """Write results.csv, results.md, accuracy.png and weights.png where there is what to plot, and results.json.
+def csv_report(content: Mapping, table: pd.DataFrame) -> bytes:
+    return table.to_csv().encode()
 
-    results.json comes last: where it is, everything is.
+
+def markdown_report(content: Mapping, table: pd.DataFrame) -> bytes:
+    """The table under what it was made of."""
+    checkpoint = content["checkpoint"]
+    heading = (
+        f"{content['protocol']}\n\nCheckpoint {checkpoint['path']}, epoch {checkpoint['epoch']} "
+        f"({checkpoint['selected_by']}), SHA-256 {checkpoint['sha256']}, seed {content['seed']}. "
+        "Accuracy in percent.\n\n"
+    )
+    return (heading + markdown_table(table)).encode()
+
+
+def json_report(content: Mapping, table: pd.DataFrame) -> bytes:
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def figure_report(name: str) -> Callable[[Mapping, pd.DataFrame], bytes | None]:
+    """The report that is one of `figures`."""
+
+    def report(content: Mapping, table: pd.DataFrame) -> bytes | None:
+        figure = figures(table).get(name)
+        return png(figure) if figure else None
+
+    return report
+
+
+#: File name -> report. results.json comes last: where it is, everything is.
+REPORTS: dict[str, Callable[[Mapping, pd.DataFrame], bytes | None]] = {
+    "results.csv": csv_report,
+    "results.md": markdown_report,
+    "accuracy.png": figure_report("accuracy"),
+    "weights.png": figure_report("weights"),
+    "results.json": json_report,
+}
+
+
+def write_reports(folder: Path, content: Mapping, table: pd.DataFrame) -> list[Path]:
+    """Write every report into a folder.
+
+    Args:
+        folder: is created.
+        content: of results.json.
+        table: one row a distribution, one column a number.
 
     Returns:
-        The files, in that order.
+        The files, in the order of REPORTS; plots only where there are several distributions.
 
     Raises:
         UserError: a file could not be written.
     """
     make_folder(folder)
-    table = results_table(results)
-    checkpoint = results["checkpoint"]
-    heading = (
-        f"{results['protocol']}\n\nCheckpoint {checkpoint['path']}, epoch {checkpoint['epoch']} "
-        f"({checkpoint['selected_by']}), SHA-256 {checkpoint['sha256']}, seed {results['seed']}. "
-        "Accuracy in percent.\n\n"
-    )
-    contents = {"results.csv": table.to_csv().encode(), "results.md": (heading + markdown_table(table)).encode()}
-    contents |= {f"{name}.png": png(figure) for name, figure in figures(table).items()}
-    contents["results.json"] = (json.dumps(results, indent=2, allow_nan=False) + "\n").encode()
-    for name, content in contents.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in contents]
+    contents = {name: report(content, table) for name, report in REPORTS.items()}
+    written = {folder / name: data for name, data in contents.items() if data is not None}
+    for path, data in written.items():
+        write_atomically(path, data)
+    return list(written)
 
 
 def png(figure) -> bytes:
     """A Matplotlib figure as a PNG file."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
 
 
 def figures(table: pd.DataFrame) -> dict:
-    """Matplotlib figures of a results table with several distributions: "accuracy", "weights"."""
+    """Matplotlib figures of a table with several distributions: "accuracy", and "weights" where there are some."""
     if len(table) < 2:
         return {}
+    weights = table[weight_columns(table)]
+    plots = {"accuracy": accuracy_figure(table)}
+    return plots | (
+        {"weights": weights_figure(weights, "How the experts are weighted")} if len(weights.columns) else {}
+    )
+
+
+def accuracy_figure(table: pd.DataFrame):
+    """Top-1 over the distributions, beside the experts alone and, where compared with, equal weights."""
     from matplotlib.figure import Figure
 
-    names, experts = list(table.index), [c for c in table if c.startswith("expert ")]
-    accuracy = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = accuracy.subplots()
-    for number, column in enumerate(experts):
+    names = list(table.index)
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, column in enumerate(c for c in table if re.fullmatch(r"expert \d+", c)):
         axes.plot(names, table[column], color=f"C{number}", linestyle=":", marker=".", label=column)
+    label = "equal weights"
     if "equal weights" in table:
         axes.plot(names, table["equal weights"], color="gray", marker="o", label="equal weights")
-    label = "learned weights" if "equal weights" in table else "equal weights"
+        label = "learned weights" if weight_columns(table) else "adapted"
     axes.plot(names, table["top1"], color="black", marker="o", linewidth=2, label=label)
     axes.set_ylabel("top-1 accuracy (%)")
     axes.set_title("Accuracy over the test class distributions")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-
     axes.tick_params(axis="x", rotation=30)
     axes.spines[["top", "right"]].set_visible(False)
-    weights = table[[column for column in table if column.startswith("w")]]
-    return {"accuracy": accuracy, "weights": weights_figure(weights, "How the experts are weighed")}
+    return figure
 
 
 def weights_figure(weights: pd.DataFrame, title: str):

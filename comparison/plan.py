@@ -1,22 +1,26 @@
-"""The runs of a comparison: which methods, data sets and seeds, and the commands that each consists of."""
+"""The runs of a comparison: which methods, data sets and seeds, and what each run consists of."""
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
-from trainer.setup import COMPONENTS, TESTING_SECTIONS, make_config, parse_command_line
+from trainer.command_line import Options
+from trainer.loaded_run import SECTIONS as TESTING_SECTIONS
+from trainer.registry import COMPONENTS, make_config
+from trainer.training import training_config
 from utils.errors import UserError, unknown
-from utils.parse_config import ConfigParser, override, parse_assignment, read_json
+from utils.parse_config import ConfigParser, merge, parse_assignment, read_json
 
 CONFIGS = Path("configs")
 SCRIPTS = {"imagenet": "imagenet", "places": "places", "iNaturalist": "inat"}  # first word of a data set -> suffix
 RESERVED = ("name", "seed", "trainer;save_dir")
+CHECKPOINTS = ("last", "model_best")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One training and its tests.
 
@@ -24,18 +28,22 @@ class Run:
         data, method: as in configs/config_DATA_METHOD.json.
         seed: of everything random.
         folder: the run's folder.
-        arguments: of train.py.
-        test_arguments: of test_all_*.py, without -r.
-        adapt_arguments: of test_train_*.py, without -r; None where there are no expert weights to learn.
+        training: its config.
+        testing: what is changed in the checkpoint's config for test_all_*.py.
+        adapting: the same for test_train_*.py; None where there are no expert weights to learn.
+        device: as -d.
+        commands: what one would type to do this run by hand.
     """
 
     data: str
     method: str
     seed: int
     folder: Path
-    arguments: tuple[str, ...]
-    test_arguments: tuple[str, ...]
-    adapt_arguments: tuple[str, ...] | None
+    training: Mapping
+    testing: Mapping
+    adapting: Mapping | None
+    device: str | None
+    commands: Sequence[str]
 
     def __str__(self) -> str:
         return f"{self.data} {self.method} seed {self.seed}"
@@ -44,17 +52,20 @@ class Run:
     def log(self) -> Path:
         return self.folder.with_suffix(".log")
 
-    def config(self) -> ConfigParser:
-        return parse_command_line("", list(self.arguments), training=True)
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
 
-    def commands(self) -> list[str]:
-        """What one would type to do this run by hand."""
-        suffix = SCRIPTS.get(self.data.split("_")[0], "cifar")
-        checkpoint = ("-r", str(self.folder / "last.pth"))
-        lines = [("train.py", *self.arguments), (f"test_all_{suffix}.py", *self.test_arguments, *checkpoint)]
-        if self.adapt_arguments:
-            lines.append((f"test_train_{suffix}.py", *self.adapt_arguments, *checkpoint))
-        return [shlex.join(["python", *line]) for line in lines]
+    def config(self) -> ConfigParser:
+        return training_config(self.training)
+
+    def tests(self) -> list[tuple[str, Options]]:
+        """The jobs after training and their options, for the checkpoints that are there."""
+        jobs = {"test_all": self.testing} | ({"test_train": self.adapting} if self.adapting is not None else {})
+        files = [self.folder / f"{name}.pth" for name in CHECKPOINTS]
+        return [
+            (job, Options(config, file, self.device)) for file in files if file.exists() for job, config in jobs.items()
+        ]
 
 
 def plan_runs(
@@ -100,7 +111,7 @@ def plan_runs(
                 )
             base = make_config(read_json(path))
             changes = (scaled_schedule(base, epochs) if epochs else []) + (quick_changes(base) if quick else [])
-            runs += [_plan_run(name, method, seed, output, path, [*changes, *assignments], device) for seed in seeds]
+            runs += [plan_run(name, method, seed, output, [*changes, *assignments], device) for seed in seeds]
     folders: dict[Path, Run] = {}
     for run in runs:
         if run.folder in folders:
@@ -112,50 +123,50 @@ def plan_runs(
     return runs
 
 
-def _plan_run(
-    data: str, method: str, seed: int, output: Path, path: Path, assignments: Sequence[str], device: str | None
-) -> Run:
+def plan_run(data: str, method: str, seed: int, output: Path, assignments: Sequence[str], device: str | None) -> Run:
     """One run of `plan_runs`."""
-    sections = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
-    on_device = ["-d", device] if device else []
-
-    def options(*wanted: str, unwanted: Sequence[str] = ()) -> list[str]:
-        kept = [t for t, section in sections.items() if (not wanted or section in wanted) and section not in unwanted]
-        return on_device + [word for text in kept for word in ("--set", text)]
-
+    path = CONFIGS / f"config_{data}_{method}.json"
     base = read_json(path)
-    arguments = [
-        "-c",
-        str(path),
-        "--seed",
-        str(seed),
-        "--save_dir",
-        str(output),
-        "--run_id",
-        f"seed{seed}",
-        *options(unwanted=["aggregator"]),
-    ]
-    config = parse_command_line("", arguments, training=True)
+    folder = output / base["name"] / f"seed{seed}"
+    sections = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
+    for_training = [text for text, section in sections.items() if section != "aggregator"]
+    for_testing = [text for text, section in sections.items() if section == "data_loader"]
+    for_adapting = [text for text, section in sections.items() if section in ("data_loader", "aggregator")]
+
+    def values(texts: Sequence[str]) -> dict:
+        return dict(parse_assignment(text) for text in texts)
+
+    def typed(script: str, *arguments: str, texts: Sequence[str]) -> str:
+        on_device = ["-d", device] if device else []
+        return shlex.join(["python", script, *arguments, *on_device, *(w for t in texts for w in ("--set", t))])
+
+    training = merge(base, {"seed": seed, "trainer;save_dir": str(output), **values(for_training)})
+    config = training_config(training)
     config.build("trainer")
-    adapt_arguments = None
+    suffix = SCRIPTS.get(data.split("_")[0], "cifar")
+    checkpoint = ("-r", str(folder / "last.pth"))
+    commands = [
+        typed(
+            "train.py",
+            *("-c", str(path), "--seed", str(seed), "--save_dir", str(output), "--run_id", folder.name),
+            texts=for_training,
+        ),
+        typed(f"test_all_{suffix}.py", *checkpoint, texts=for_testing),
+    ]
+    adapting = None
     if config["loss"]["type"] == "DiverseExpertLoss":
-        own, usual = CONFIGS / f"test_time_{data}_{method}.json", CONFIGS / f"test_time_{data}_tade.json"
-        test_time = own if own.exists() else usual
-        adapt_arguments = ("-c", str(test_time), "--seed", str(seed), *options("data_loader", "aggregator"))
-        merged = {k: v for k, v in config.config.items() if k in TESTING_SECTIONS} | read_json(test_time)
-        for text, section in sections.items():
-            if section in ("data_loader", "aggregator"):
-                override(merged, *parse_assignment(text))
-        make_config(merged)
-    return Run(
-        data,
-        method,
-        seed,
-        output / base["name"] / f"seed{seed}",
-        tuple(arguments),
-        tuple(options("data_loader")),
-        adapt_arguments,
-    )
+        own = CONFIGS / f"test_time_{data}_{method}.json"
+        test_time = own if own.exists() else CONFIGS / f"test_time_{data}_tade.json"
+        adapting = {**read_json(test_time), "seed": seed, **values(for_adapting)}
+        make_config(merge({k: v for k, v in config.config.items() if k in TESTING_SECTIONS}, adapting))
+        commands.append(
+            typed(
+                f"test_train_{suffix}.py",
+                *("-c", str(test_time), "--seed", str(seed), *checkpoint),
+                texts=for_adapting,
+            )
+        )
+    return Run(data, method, seed, folder, training, values(for_testing), adapting, device, commands)
 
 
 def scaled_schedule(config: ConfigParser, epochs: int) -> list[str]:

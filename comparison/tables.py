@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from model.metric import shot_groups
+from trainer.results import Results
 from utils.checkpoint import write_atomically
-from utils.report import markdown_lines, png, weights_figure
+from utils.report import markdown_lines, png, weight_columns, weights_figure
 
 NAMES = {"softmax": "Softmax", "ride": "RIDE", "tade": "TADE"}
-GROUPS = ("many", "medium", "few")
+GROUPS = tuple(shot_groups([1]))  # many, medium, few
 PUBLISHED = Path(__file__).resolve().parents[1] / "benchmarks" / "published.json"
 
 
@@ -20,32 +22,29 @@ def display_name(method: str) -> str:
 
 
 def records(
-    results: Mapping, *, data: str, method: str, seed: int, checkpoint: str, learned: bool, weighed: bool
+    results: Results, *, data: str, method: str, seed: int, checkpoint: str, learned: bool, compared: bool
 ) -> list[dict]:
-    """One record for each distribution of a results.json.
+    """One record for each distribution of an evaluation.
 
     Args:
-        results: content of results.json.
+        results: of the evaluation.
         data, method, seed, checkpoint: where it comes from.
         learned: the weights were learned at test time.
-        weighed: the method has both ways of weighing.
+        compared: the method is evaluated both with equal and with learned weights.
     """
     name = display_name(method)
-    label = name if not weighed else f"{name}, test-time training" if learned else f"{name}, equal weights"
-    return [
-        {
-            "data": data,
-            "row": label,
-            "method": method,
-            "seed": seed,
-            "checkpoint": checkpoint,
-            "epoch": results["checkpoint"]["epoch"],
-            "distribution": distribution,
-            **{key: entry[key] for key in ("images", "top1", *GROUPS)},
-            **{f"w{e + 1}": weight for e, weight in enumerate(entry["weights"])},
-        }
-        for distribution, entry in results["distributions"].items()
-    ]
+    label = name if not compared else f"{name}, test-time training" if learned else f"{name}, equal weights"
+    common = {
+        "data": data,
+        "row": label,
+        "method": method,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "epoch": results.checkpoint.epoch,
+    }
+    table = results.table()
+    table = table[[c for c in table if c != "equal weights" and not c.startswith("expert ")]]
+    return [{**common, "distribution": name, **row} for name, row in table.to_dict(orient="index").items()]
 
 
 def mean_and_deviation(values: pd.Series) -> str:
@@ -142,7 +141,7 @@ def figures_of(frame: pd.DataFrame, data: str) -> dict:
     figures = {"accuracy": accuracy_figure(frame, f"{data}: accuracy over the test class distributions")}
     if "uniform" in set(frame["distribution"]):
         figures["groups"] = groups_figure(frame, f"{data}: balanced test set")
-    weights = [column for column in frame if column.startswith("w") and column[1:].isdigit()]
+    weights = weight_columns(frame)
     for (row, method), group in frame.groupby(["row", "method"], sort=False):
         if row.endswith("test-time training"):
             mean = group.groupby("distribution", sort=False)[weights].mean().dropna(axis=1)

@@ -1,0 +1,337 @@
+"""Carries out the runs of a comparison, several side by side; what is done is not done again."""
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shlex
+import shutil
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import torch
+
+from base.base_trainer import TrainerOptions
+from comparison.plan import CHECKPOINTS, Run, plan_runs
+from comparison.tables import cost_table, records, write_comparison
+from data_loader.in_memory import InMemoryDataLoader
+from data_loader.on_disk import usable_cores
+from trainer import train
+from trainer.command_line import Options
+from trainer.jobs import run_test_all, run_test_train
+from trainer.loaded_run import evaluation_config
+from trainer.registry import COMPONENTS
+from trainer.results import Results
+from trainer.run_folder import results_dir
+from utils.checkpoint import load_checkpoint, sha256
+from utils.errors import UserError
+from utils.gflops import cost_of
+from utils.report import make_folder
+
+METHODS = ("softmax", "ride", "tade")
+JOBS = {"test_all": run_test_all, "test_train": run_test_train}
+QUICK_EPOCHS = 2
+SHARED_GPU_RUNS = 3  # runs on small images that share a GPU
+#: glibc keeps freed memory for the next step, instead of giving it back to the system and asking for it again.
+WORKER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "4294967295", "MALLOC_TRIM_THRESHOLD_": "4294967295"}
+
+
+def finish(run: Run, threads: int) -> None:
+    """All that is left to do of a run; what it prints goes to its log.
+
+    Raises:
+        UserError: whatever went wrong; a traceback of what is not the user's to mend is in the log.
+    """
+    torch.set_num_threads(threads)
+    make_folder(run.log.parent)
+    with open(run.log, "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            finish_training(run)
+            for job, options in run.tests():
+                finish_test(run, job, options)
+        except UserError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise UserError(f"{type(error).__name__}: {error}; see {run.log}.") from None
+
+
+def finish_training(run: Run) -> None:
+    last = run.folder / "last.pth"
+    config = run.config()
+    if not last.exists():
+        clear_first_epoch(run.folder)
+        announce(f"{run}: training, {config['trainer']['epochs']} epochs")
+        train(run.training, device=run.device, run_id=run.run_id)
+        return
+    checkpoint = load_checkpoint(last)
+    if difference := first_difference(checkpoint["config"], config.config):
+        raise UserError(
+            f"{run.folder} holds a run with other options ({difference}): choose another --output, or give "
+            "the options it was started with."
+        )
+    if not is_trained(checkpoint):
+        announce(f"{run}: training goes on after epoch {checkpoint['epoch']} of {config['trainer']['epochs']}")
+        train(resume=last, device=run.device)
+
+
+def clear_first_epoch(folder: Path) -> None:
+    """Remove the folder of a run that was killed in its first epoch: there is nothing to go on from.
+
+    Raises:
+        UserError: there is more than that in it.
+    """
+    later = [path for path in folder.glob("*.pth") if (load_checkpoint(path)["epoch"] or 2) > 1]
+    if later:
+        raise UserError(
+            f"{folder} has {later[0].name} but no last.pth: copy it to last.pth to go on from there, or "
+            "remove the folder to start again."
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_trained(checkpoint: dict) -> bool:
+    """Whether a run has all its epochs, or has stopped by itself."""
+    options = TrainerOptions(**checkpoint["config"]["trainer"])
+    stopped_early = bool(options.early_stop) and checkpoint["checks_since_best"] >= options.early_stop
+    return checkpoint["epoch"] >= options.epochs or stopped_early
+
+
+def first_difference(before: dict, now: dict, path: str = "") -> str | None:
+    """The first value in which two trainings differ, as "path before, now".
+
+    Where runs are saved and what is tested do not count.
+    """
+    for key in sorted(before.keys() | now.keys()):
+        here, old, new = f"{path}{key}", before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            if found := first_difference(old, new, f"{here};"):
+                return found
+        elif old != new and here not in ("trainer;save_dir", "data_loader;args;distributions"):
+            return f"{here} {json.dumps(old)}, now {json.dumps(new)}"
+    return None
+
+
+def finish_test(run: Run, job: str, options: Options) -> None:
+    if results_file(run, options.checkpoint.stem, job).exists():
+        done = read_results(run, options.checkpoint.stem, job)
+        config = evaluation_config(load_checkpoint(options.checkpoint), options.config, options.checkpoint)
+        if done.checkpoint.sha256 == sha256(options.checkpoint) and done.config == config.config:
+            return
+    announce(f"{run}: {job} of {options.checkpoint.name}")
+    JOBS[job](options)
+
+
+def results_file(run: Run, checkpoint: str, job: str) -> Path:
+    return results_dir(run.folder / f"{checkpoint}.pth", job) / "results.json"
+
+
+def read_results(run: Run, checkpoint: str, job: str) -> Results:
+    return Results.from_json(json.loads(results_file(run, checkpoint, job).read_text()))
+
+
+def announce(message: str) -> None:
+    """A line on the console, also where a worker's output goes to a log."""
+    sys.__stdout__.write(message + "\n")
+    sys.__stdout__.flush()
+
+
+def end_with_parent() -> None:
+    """Start of a worker process: it must not outlive the one that started it, not even if that one is killed."""
+
+    def wait() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def jobs_at_once(runs: Sequence[Run], device: str | None) -> int:
+    """How many runs work side by side: on CPUs one a core; on a GPU several where images are small, else one."""
+    on_gpu = device != "cpu" and (torch.cuda.is_available() or device is not None)
+    if not on_gpu:
+        return min(len(runs), usable_cores())
+    small = all(
+        issubclass(COMPONENTS["data_loader"][run.config()["data_loader"]["type"]], InMemoryDataLoader) for run in runs
+    )
+    return min(len(runs), SHARED_GPU_RUNS) if small else 1
+
+
+def finish_all(runs: Sequence[Run], jobs: int) -> dict[Run, UserError]:
+    """Finish all runs, `jobs` at a time; one that fails does not stop the others.
+
+    Returns:
+        The runs that failed, with their errors.
+    """
+    threads = max(1, usable_cores() // jobs)
+    os.environ.update(WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)})
+    failures = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, end_with_parent, max_tasks_per_child=1) as executor:
+        pending = {executor.submit(finish, run, threads): run for run in runs}
+        try:
+            for future in as_completed(pending):
+                run = pending[future]
+                try:
+                    future.result()
+                    announce(f"{run}: done")
+                except BrokenProcessPool:
+                    raise UserError(
+                        "A worker process was killed (out of memory?): start again to go on, with fewer "
+                        "--jobs if memory is short."
+                    ) from None
+                except UserError as error:
+                    failures[run] = error
+                    announce(f"{run}: {error}")
+        except KeyboardInterrupt:
+            announce("Stopped. Start again with the same options to go on.")
+            os._exit(130)  # without waiting for the workers, which end with this process
+    return failures
+
+
+def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
+    """Write and show tables and plots of all finished runs."""
+    rows, costs = [], []
+    for run in runs:
+        checkpoint = load_checkpoint(run.folder / "last.pth")
+        tested = read_results(run, "last", "test_all")
+        for name in CHECKPOINTS:
+            for job in JOBS:
+                if results_file(run, name, job).exists():
+                    rows += records(
+                        read_results(run, name, job),
+                        data=run.data,
+                        method=run.method,
+                        seed=run.seed,
+                        checkpoint="last epoch" if name == "last" else "best epoch",
+                        learned=job == "test_train",
+                        compared=run.adapting is not None,
+                    )
+        costs.append(
+            {
+                "data": run.data,
+                "method": run.method,
+                "epochs": checkpoint["epoch"],
+                "seconds": checkpoint.get("seconds"),
+                "device": checkpoint.get("device") or tested.device,
+                "torch": tested.torch,
+            }
+        )
+    first = {(run.data, run.method): run for run in reversed(runs)}
+    cost = cost_table(costs, {key: cost_of(run.config()).loc["total"] for key, run in first.items()})
+    commands = [line for run in reversed(first.values()) for line in run.commands]
+    announce(write_comparison(output, rows, cost, command, note, commands))
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold a folder against a second comparison. (Windows has no such locks; there it is up to the user.)
+
+    Raises:
+        UserError: another one is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(output / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"Another reproduce.py is at work in {output}: wait for it, or choose another --output."
+            ) from error
+        yield
+
+
+def check_data(runs: list[Run]) -> None:
+    """Open every data set once, so that one is downloaded once, and a missing one is named before anything is trained.
+
+    Raises:
+        UserError: images, lists or test distributions are missing.
+    """
+    configs = {json.dumps(run.config()["data_loader"]): run.config() for run in runs}
+    for config in configs.values():
+        config.build("data_loader").test_distributions()
+
+
+def main(description: str, arguments: list[str] | None = None) -> int:
+    """Parse the command line of reproduce.py and do it all; returns the exit status."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="NAME",
+        default=["cifar100_ir100"],
+        help="data sets with their imbalance ratio, as in the names of configs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        default=list(METHODS),
+        help="methods, as in the names of configs (default: %(default)s)",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="one run each (default: 1)")
+    parser.add_argument("--epochs", type=int, help="shorten the schedule to so many epochs, steps in proportion")
+    parser.add_argument("--quick", action="store_true", help="two epochs, three distributions, one test-time pass")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY;PATH=VALUE",
+        dest="assignments",
+        help="any value of the training configs; data_loader also in testing, aggregator only there",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help=f"runs side by side (default: one a core; on a GPU {SHARED_GPU_RUNS} with small images, else 1)",
+    )
+    parser.add_argument("-d", "--device", help="as in train.py")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="folder (default: saved/reproduce, with _quick or _N_epochs where that applies)",
+    )
+    args = parser.parse_args(arguments)
+    for name in ("epochs", "jobs"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}.")
+    kind = "_quick" if args.quick else f"_{args.epochs}_epochs" if args.epochs else ""
+    output = args.output or Path("saved", f"reproduce{kind}")
+    epochs = args.epochs or (QUICK_EPOCHS if args.quick else None)
+    runs = plan_runs(
+        args.data,
+        args.methods,
+        args.seeds,
+        output,
+        epochs=epochs,
+        assignments=args.assignments,
+        device=args.device,
+        quick=args.quick,
+    )
+    jobs = min(args.jobs or jobs_at_once(runs, args.device), len(runs))
+    make_folder(output)
+    with locked(output):
+        check_data(runs)
+        announce(f"{len(runs)} runs, {jobs} at a time; each writes a log beside its folder in {output}.")
+        failures = finish_all(runs, jobs)
+        note = f"Training time is wall time; runs side by side: {jobs}."
+        if failures:
+            note += f" Missing, because they failed: {', '.join(map(str, failures))}."
+        if finished := [run for run in runs if run not in failures]:
+            typed = sys.argv[1:] if arguments is None else arguments
+            compare(finished, output, shlex.join(["python", "reproduce.py", *typed]), note)
+    if failures:
+        announce(f"{len(failures)} of {len(runs)} runs failed: mend what the lines above name and start again.")
+    return 1 if failures else 0

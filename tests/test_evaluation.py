@@ -1,0 +1,232 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from model.inference import inference_copy
+
+import trainer
+from data_loader.class_profiles import draw_distributions
+from data_loader.data_loaders import ImbalanceDigitsDataLoader
+from model.metric import top5_accuracy
+from model.model import ResNet32Model
+from tade import Aggregator, StabilityAggregator
+from trainer.adaptation import fit_all, follow_streams, two_view_logits
+from trainer.evaluation import Scorer
+from trainer.logits import LogitsBuffer, expert_logits
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    network = ResNet32Model(10, True, True, 3)
+    network.train()
+    for _ in range(3):  # batch norm gets statistics that are not the initial ones
+        network(torch.randn(16, 3, 16, 16) * 2 + 1)
+    return network
+
+
+def test_expert_logits_are_in_the_order_of_the_images(network):
+    loader = ImbalanceDigitsDataLoader(8)
+    batches = loader.test_batches()
+    logits = expert_logits(inference_copy(network, 16), batches, CPU, "test")
+    assert logits.shape == (500, 3, 10) and not logits.requires_grad
+    images = torch.cat([images for images, _ in batches])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            logits[[7, 260, 499]], inference_copy(network, 16)(images[[7, 260, 499]])["logits"], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_logits_buffer():
+    buffer = LogitsBuffer(3)
+    buffer.append(torch.ones(2, 4))
+    with pytest.raises(AssertionError, match="2 of 3"):
+        buffer.filled()
+    buffer.append(torch.zeros(1, 4))
+    assert buffer.filled().sum(dim=1).tolist() == [4, 4, 0]
+
+
+def test_scores_by_hand():
+    counts = [200, 50, 3]  # many, medium, few
+    targets = torch.tensor([0, 0, 1, 2])
+    right = torch.eye(3)[targets]
+    logits = torch.stack([right, torch.eye(3)[[0, 0, 0, 0]] * 1.5], dim=1)  # the second expert always says 0
+    scorer = Scorer(logits, targets, counts, {"top5_accuracy": top5_accuracy})
+    result = scorer.score(np.arange(4), logits.mean(dim=1))
+    assert result.images == 4 and result.experts_top1 == [100, 50]
+    assert result.metrics == {"top1": 50, "many": 100, "medium": 0, "few": 0, "top5_accuracy": 100}
+    result = scorer.score(np.array([2, 0]), logits[[2, 0], 0])
+    assert result.images == 2 and result.experts_top1 == [100, 50]
+    assert result.metrics == {"top1": 100, "many": 100, "medium": 100, "few": None, "top5_accuracy": 100}
+
+
+def test_selections_equal_a_pass_over_each_distribution(network):
+    """The accuracies from stored logits are those of running the network on every distribution's images again."""
+    loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network, 16)
+    batches, distributions = loader.test_batches(), loader.test_distributions()
+    scorer = Scorer(expert_logits(copy, batches, CPU, "test"), batches.targets, loader.cls_num_list)
+    images = torch.cat([images for images, _ in batches])
+    for name in ("forward50", "backward5"):
+        indices = torch.as_tensor(distributions[name])
+        with torch.no_grad():
+            prediction = network.eval()(images[indices])["output"].argmax(1)
+        expected = 100 * float((prediction == batches.targets[indices]).float().mean())
+        assert scorer.score_equal_weights(distributions[name]).top1 == pytest.approx(expected)
+    network.train()
+
+
+class Digits:
+    """The digits' test images and a network, as `fit_all` wants them."""
+
+    def __init__(self, network):
+        self.loader = ImbalanceDigitsDataLoader(8)
+        self.network = inference_copy(network, 16)
+        self.asked = []  # images of every pass
+
+    def logits(self):
+        return expert_logits(self.network, self.loader.test_batches(), CPU, "test")
+
+    def views_of(self, indices, pass_number):
+        self.asked.append(len(indices))
+        return two_view_logits(self.network, self.loader, indices, pass_number, CPU)
+
+    def fit(self, distributions, lr=0.5, **options):
+        aggregators = {name: stability(lr, **options) for name in distributions}
+        fit_all(aggregators, self.logits(), distributions, self.views_of, seed=1)
+        return aggregators
+
+
+def stability(lr=0.5, **options):
+    return StabilityAggregator(
+        torch.zeros(3, 10),
+        torch.zeros(10),
+        make_optimizer=lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9),
+        **{"epochs": 2, "batch_size": 32, **options},
+    )
+
+
+def test_a_distribution_learns_the_same_weights_alone_and_beside_others(network):
+    digits = Digits(network)
+    targets = digits.loader.test_set.targets.numpy()
+    distributions = draw_distributions(targets, digits.loader.cls_num_list, ["forward5", "backward5"])
+    together = digits.fit(distributions)
+    alone = digits.fit({"backward5": distributions["backward5"]})
+    torch.testing.assert_close(together["backward5"].weights, alone["backward5"].weights, atol=1e-5, rtol=0)
+    assert not torch.equal(together["backward5"].weights, together["forward5"].weights)
+    both = len(np.union1d(*distributions.values()))
+    assert digits.asked == [both, both, 250, 250]  # every image once a pass
+
+
+def test_only_the_distributions_own_images_matter(network):
+    """Weights of one distribution cannot depend on images that it does not contain."""
+    digits, indices = Digits(network), np.arange(0, 500, 5)
+    before = digits.fit({"some": indices}, epochs=1)["some"].weights
+    outside = np.setdiff1d(np.arange(500), indices)
+    digits.loader.test_set.images[outside] = 255 - digits.loader.test_set.images[outside]
+    torch.testing.assert_close(digits.fit({"some": indices}, epochs=1)["some"].weights, before)
+
+
+def test_a_stream_sees_every_image_once_and_predicts_it_right_after_its_batch(network):
+    digits, indices = Digits(network), np.arange(0, 500, 2)
+    seen, logits = [], digits.logits()
+
+    class Witness(StabilityAggregator):
+        def update(self, batch, views=None):
+            seen.append(batch)
+            super().update(batch, views)
+
+    aggregator = Witness(torch.zeros(3, 10), torch.zeros(10))
+    ((name, scores),) = follow_streams({"half": aggregator}, logits, {"half": indices}, digits.views_of, 1, 64)
+    assert name == "half" and [len(batch) for batch in seen] == [64, 64, 64, 58] and scores.shape == (250, 10)
+    own = logits[torch.from_numpy(indices)]
+    assert torch.equal(torch.cat(seen).flatten(1).sort(dim=0).values, own.flatten(1).sort(dim=0).values)
+    last = [int((own == image).flatten(1).all(dim=1).nonzero()[0]) for image in seen[-1]]
+    torch.testing.assert_close(scores[last], aggregator.predict(own[last]))
+
+
+class CountsPredictions(Aggregator):
+    """Adapts by the mean prediction; needs no views."""
+
+    def fit(self, logits, views=None, generator=None):
+        assert views is None
+        self.prior = F.softmax(logits.mean(dim=1), dim=1).mean(dim=0)
+
+    def predict(self, logits):
+        return F.log_softmax(logits.mean(dim=1) + self.prior.log(), dim=1)
+
+    def reset(self):
+        self.prior = None
+
+    def report(self):
+        return {"prior": self.prior.tolist(), "note": None}
+
+
+def test_an_aggregator_without_views_or_weights_goes_all_the_way(digits_run, monkeypatch):
+    run = trainer.load_run(digits_run["last"])
+    monkeypatch.setattr(type(run.loader), "two_view_batches", None)  # no pass is paid for views
+    results = trainer.adapt(run, CountsPredictions, names=["forward10", "uniform"])
+    assert list(results.distributions) == ["forward10", "uniform"] and "CountsPredictions" in results.protocol
+    entry = results.to_json()["distributions"]["uniform"]
+    assert "weights" not in entry and len(entry["learning"]["prior"]) == 10 and entry["equal_weights_top1"] > 30
+    json.dumps(results.to_json(), allow_nan=False)
+    assert "w1" not in results.table()
+    with pytest.raises(UserError, match="CountsPredictions needs a whole test set: leave --stream out"):
+        trainer.adapt(run, CountsPredictions, stream=True)
+
+
+def test_from_python_without_a_command_line(digits_run):
+    run = trainer.load_run(digits_run["last"], device="cpu", overrides={"seed": 3})
+    assert run.num_experts == 3 and run.expert_log_priors.shape == (3, 10) and run.seed == 3
+    torch.testing.assert_close(run.expert_log_priors[1], torch.zeros(10))
+    torch.testing.assert_close(run.log_prior.exp() * sum(run.cls_num_list), torch.tensor(run.cls_num_list).float())
+    equal = trainer.evaluate(run, names=["backward10"]).distributions["backward10"]
+    learned = trainer.adapt(run, StabilityAggregator, names=["backward10"]).distributions["backward10"]
+    assert learned.equal_weights_top1 == equal.top1 and sum(learned.weights) == pytest.approx(1)
+    with pytest.raises(UserError, match='Unknown test distribution "backward11": did you mean "backward10"'):
+        trainer.evaluate(run, names=["backward11"])
+
+
+def test_predicting_images_in_memory(digits_run):
+    run = trainer.load_run(digits_run["last"])
+    images = run.loader.test_set.images[:20]
+    plain = trainer.predict(run, images)
+    torch.testing.assert_close(
+        plain.log_probabilities, torch.log_softmax(run.test_logits[:20].mean(1), 1), atol=1e-4, rtol=0
+    )
+    assert list(plain.table()) == ["path", "class", "probability"] and plain.learning == {}
+    adapted = trainer.predict(run, images, StabilityAggregator)
+    assert adapted.log_probabilities.shape == (20, 10) and len(adapted.learning["weights"]) == 3
+    streamed = trainer.predict(run, images, StabilityAggregator, stream=True, stream_batch=8)
+    assert len(streamed.names) == 20 and streamed.learning["weights"] != adapted.learning["weights"]
+    with pytest.raises(UserError):
+        trainer.predict(run, "photos")
+
+
+def test_the_checkpoint_is_read_once(digits_run, monkeypatch):
+    import trainer.loaded_run as module
+
+    calls, original = [], module.load_checkpoint
+
+    def counted(path):
+        calls.append(path)
+        return original(path)
+
+    monkeypatch.setattr(module, "load_checkpoint", counted)
+    trainer.load_run(digits_run["last"])
+    assert len(calls) == 1
+
+
+def test_only_an_oracle_could_see_a_label(digits_run):
+    """What an aggregator learns does not change when every test label does."""
+    run, shuffled = trainer.load_run(digits_run["last"]), trainer.load_run(digits_run["last"])
+    distributions = run.loader.test_distributions()
+    shuffled.loader.test_distributions = lambda: distributions  # the same images, their labels hidden
+    images, targets = shuffled.loader.test_set
+    shuffled.loader.test_set = type(shuffled.loader.test_set)(images, targets[torch.randperm(len(targets))])
+    one, other = (trainer.adapt(r, names=["backward10"]).distributions["backward10"] for r in (run, shuffled))
+    assert one.weights == other.weights and one.learning == other.learning and one.top1 != other.top1

@@ -1,0 +1,83 @@
+"""The reference's own JSON files parse and run as they are."""
+
+import json
+import logging
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+
+from trainer.build import aggregator_maker, parameter_groups
+from trainer.registry import make_config
+from trainer.training import training_config
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.parse_config import merge, read_json
+
+#: The shape of each of its twelve files, with the published hyper-parameters.
+SHAPES = ROOT / "tests" / "reference_configs"
+FILES = sorted(SHAPES.glob("*.json"))
+TRAINING = [path for path in FILES if "test_time" not in path.name]
+TEST_TIME = [path for path in FILES if "test_time" in path.name]
+
+
+def test_all_twelve_are_here():
+    assert len(TRAINING) == 6 and len(TEST_TIME) == 6
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
+def test_a_training_file_builds_what_it_names(path):
+    config = training_config(read_json(path))
+    network = config.build("arch")
+    counts = list(range(network.num_classes, 0, -1))
+    config.build("loss", cls_num_list=counts)
+    config.build("trainer")
+    optimizer = config.build("optimizer", parameter_groups(config, network))
+    config.build("lr_scheduler", optimizer)
+    assert len(optimizer.param_groups) == (2 if "places" in path.name else 1)  # share_lr
+
+
+@pytest.mark.parametrize("path", TEST_TIME, ids=lambda path: path.stem)
+def test_a_test_time_file_is_the_published_method(path):
+    config = make_config(read_json(path))
+    aggregator = aggregator_maker(config)(torch.zeros(3, 5), torch.zeros(5))
+    assert (aggregator.epochs, aggregator.batch_size, aggregator.stop_below) == (5, 128, 0.05)
+    assert aggregator.entropy_coefficient == (-0.01 if "iNaturalist" in path.name else 0)
+    given = read_json(path)["optimizer"]["args"]
+    assert aggregator.optimizer.param_groups[0]["lr"] == given["lr"]
+
+
+def test_what_has_no_effect_is_named_once(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("tade"), "propagate", True)
+    config = read_json(SHAPES / "config_cifar100_ir100_tade.json")
+    with caplog.at_level(logging.INFO):
+        make_config(config)
+    (message,) = [record.message for record in caplog.records]
+    assert message == "Without effect here: add_extra_info, arch;args;returns_feat, data_loader;args;num_workers."
+
+
+def test_a_misspelt_key_beside_them_is_still_named():
+    config = read_json(SHAPES / "config_cifar100_ir100_tade.json")
+    with pytest.raises(UserError, match='"add_extra_infos": did you mean'):
+        make_config(merge(config, {"add_extra_infos": True}))
+
+
+def test_they_run(tmp_path, cifar_dir):
+    """train.py and test_train_cifar.py with the reference's files, on the real CIFAR-100, made small by flags."""
+    folder = SHAPES
+    config = read_json(folder / "config_cifar100_ir100_tade.json")
+    config["data_loader"]["args"] |= {"data_dir": str(cifar_dir), "imb_factor": 0.005}
+    config["trainer"] |= {"epochs": 1, "save_dir": str(tmp_path), "tensorboard": False}
+    (tmp_path / "train.json").write_text(json.dumps(config))
+    done = run_script("train", "-c", tmp_path / "train.json", "--run_id", "one", "--set", "trainer;monitor=off")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Without effect here") == 1
+    last = tmp_path / config["name"] / "one" / "last.pth"
+    assert load_checkpoint(last)["epoch"] == 1
+    test_time = read_json(folder / "test_time_cifar100_ir100_tade.json")
+    test_time["data_loader"]["args"] |= {"data_dir": str(cifar_dir), "imb_factor": 0.005}
+    (tmp_path / "test_time.json").write_text(json.dumps({**test_time, "epochs": 1}))
+    chosen = 'data_loader;args;distributions=["forward50"]'
+    done = run_script("test_train_cifar", "-c", tmp_path / "test_time.json", "-r", last, "--set", chosen)
+    assert done.returncode == 0, done.stderr
+    assert "StabilityAggregator" in done.stdout and "pass 1  forward50" in done.stdout and "pass 2" not in done.stdout

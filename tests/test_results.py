@@ -1,0 +1,95 @@
+import json
+
+import pandas as pd
+import pytest
+
+from trainer.results import CheckpointRecord, DistributionResult, Results, save_results
+from utils.report import REPORTS, console_table, figures, markdown_table
+
+ENTRY = {
+    "images": 10,
+    "top1": 62.55,
+    "many": 70.0,
+    "medium": 55.0,
+    "few": None,
+    "experts_top1": [60.0, 50.0],
+    "weights": [0.75, 0.25],
+}
+
+
+def results(**more) -> Results:
+    entries = {"forward10": {**ENTRY, **more}, "uniform": {**ENTRY, "top1": 100.0, **more}}
+    return Results(
+        CheckpointRecord("last.pth", "ab" * 32, 3, "the last so far"),
+        "In some way.",
+        seed=1,
+        torch="2",
+        device="cpu",
+        config={"name": "x"},
+        distributions={name: DistributionResult.from_json(entry) for name, entry in entries.items()},
+    )
+
+
+RESULTS = results()
+
+
+def test_json_keeps_its_keys_and_comes_back():
+    content = json.loads(json.dumps(RESULTS.to_json()))
+    assert list(content) == ["checkpoint", "protocol", "seed", "torch", "device", "config", "distributions"]
+    assert list(content["distributions"]["forward10"]) == list(ENTRY) and content["distributions"]["forward10"] == ENTRY
+    assert Results.from_json(content) == RESULTS
+    learned = results(equal_weights_top1=50.0, learning={"note": None})
+    assert Results.from_json(learned.to_json()) == learned
+
+
+def test_a_new_metric_is_a_column_and_a_list_is_not():
+    table = results(top5_accuracy=90.0, per_class_accuracy=[1.0, None]).table()
+    assert list(table)[:6] == ["images", "top1", "many", "medium", "few", "top5_accuracy"]
+    assert "per_class_accuracy" not in table and "90.0" in console_table(table)
+    assert results(per_class_accuracy=[1.0]).to_json()["distributions"]["uniform"]["per_class_accuracy"] == [1.0]
+
+
+def test_without_weights_there_are_no_columns_and_no_plot_of_them(tmp_path):
+    plain = results()
+    for result in plain.distributions.values():
+        result.weights = None
+    assert list(plain.table())[-1] == "expert 2" and list(figures(plain.table())) == ["accuracy"]
+    save_results(plain, tmp_path, "test_all")
+    assert not (tmp_path / "weights.png").exists() and (tmp_path / "accuracy.png").exists()
+
+
+def test_every_report_is_written_and_the_json_last(tmp_path, monkeypatch):
+    monkeypatch.setitem(REPORTS, "mine.txt", lambda content, table: f"{len(table)} rows".encode())
+    content = save_results(RESULTS, tmp_path, "test_all")
+    assert (tmp_path / "mine.txt").read_text() == "2 rows"
+    assert json.loads((tmp_path / "results.json").read_text()) == content
+    monkeypatch.undo()
+    assert list(REPORTS)[-1] == "results.json"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        REPORTS["results.json"]({"top1": float("nan")}, RESULTS.table())
+
+
+def test_table_has_a_row_for_each_distribution_in_order():
+    table = RESULTS.table()
+    assert list(table.index) == ["forward10", "uniform"]
+    assert list(table) == ["images", "top1", "many", "medium", "few", "expert 1", "expert 2", "w1", "w2"]
+    assert pd.isna(table.loc["uniform", "few"])
+
+
+def test_a_group_without_images_is_a_dash_never_a_nan():
+    assert "nan" not in console_table(RESULTS.table()).lower()
+    assert (
+        markdown_table(RESULTS.table()).splitlines()[2]
+        == "| forward10 | 10 | 62.5 | 70.0 | 55.0 | - | 60.0 | 50.0 | 0.75 | 0.25 |"
+    )
+
+
+def test_learned_weights_stand_beside_equal_ones():
+    table = results(equal_weights_top1=50.0).table()
+    assert list(table)[:3] == ["images", "top1", "equal weights"]
+    labels = [line.get_label() for line in figures(table)["accuracy"].axes[0].lines]
+    assert labels == ["expert 1", "expert 2", "equal weights", "learned weights"]
+
+
+def test_no_figure_of_a_single_distribution():
+    assert figures(RESULTS.table().head(1)) == {}

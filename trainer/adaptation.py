@@ -1,0 +1,201 @@
+"""Drives an aggregator over the unlabelled images of test distributions, whole or as a stream."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from base.base_data_loader import BaseDataLoader
+from tade import Aggregator, Views
+from trainer.build import AggregatorMaker, aggregator_section
+from trainer.evaluation import chosen_distributions, results_of, scorer_of
+from trainer.loaded_run import LoadedRun
+from trainer.logits import LogitsBuffer, network_logits
+from trainer.results import Results
+from utils.errors import UserError
+from utils.logger import get_logger, progress
+from utils.seed import SHUFFLE, epoch_generator
+
+STREAM_BATCH = 64  # as in the paper
+
+ViewsOf = Callable[[np.ndarray, int], Views]
+"""(indices of test images, number of the pass) -> expert logits of two random views of them."""
+
+
+def adapt(
+    run: LoadedRun,
+    make_aggregator: AggregatorMaker | None = None,
+    names: Sequence[str] | None = None,
+    stream: bool = False,
+    stream_batch: int = STREAM_BATCH,
+) -> Results:
+    """Adapt to each test distribution by its own unlabelled images, then evaluate on it.
+
+    Args:
+        run: from `load_run`.
+        make_aggregator: (expert_log_priors, log_prior) -> a fresh aggregator, e.g. a class of `tade`; None for the one
+            that the run's config names, or the published method.
+        names: of the distributions; all of the data loader's by default.
+        stream: images arrive in batches; each is learned from, then predicted with what is known so far.
+        stream_batch: images that arrive together.
+
+    Raises:
+        UserError: an argument of the aggregator is refused, or it cannot follow a stream.
+    """
+    distributions = chosen_distributions(run, names)
+    chosen = make_aggregator or run.make_aggregator
+    aggregators = {name: new_aggregator(run, chosen, stream, stream_batch) for name in distributions}
+    kind = type(next(iter(aggregators.values()))).__name__
+    scorer = scorer_of(run)
+    views_of = view_source(run)
+    if stream:
+        scores = follow_streams(aggregators, run.test_logits, distributions, views_of, run.seed, stream_batch)
+    else:
+        fit_all(aggregators, run.test_logits, distributions, views_of, run.seed)
+        scores = (
+            (name, aggregator.predict(run.test_logits[torch.from_numpy(distributions[name])]))
+            for name, aggregator in aggregators.items()
+        )
+    results = results_of(run, protocol_of(kind, next(iter(aggregators.values())), stream, stream_batch))
+    if make_aggregator is None:
+        results.config = {**results.config, "aggregator": aggregator_section(run.config)}
+    for name, of_distribution in scores:
+        result = scorer.score(distributions[name], of_distribution)
+        report = aggregators[name].report()
+        result.weights = report.pop("weights", None)
+        result.equal_weights_top1 = scorer.score_equal_weights(distributions[name]).top1
+        result.learning = report
+        results.distributions[name] = result
+    return results
+
+
+def protocol_of(kind: str, aggregator: Aggregator, stream: bool, stream_batch: int) -> str:
+    """How the figures were made, in words."""
+    learned = (
+        f"from a stream of the test images in batches of {stream_batch}, each predicted right after learning from it"
+        if stream
+        else "on each distribution's own unlabelled test images"
+    )
+    views = ", random views shared between distributions" if "views" in aggregator.needs else ""
+    what = "Test-time training" if "views" in aggregator.needs else "Adaptation"
+    return f"{what} ({kind}): learned {learned}{views}; predictions on un-augmented images."
+
+
+def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_batch: int) -> Aggregator:
+    """A fresh aggregator for a run.
+
+    Raises:
+        UserError: it refuses the run, or cannot follow a stream.
+    """
+    try:
+        aggregator = make(run.expert_log_priors, run.log_prior)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    if stream and not aggregator.follows_streams():
+        raise UserError(f"{type(aggregator).__name__} needs a whole test set: leave --stream out.")
+    if stream and stream_batch < 1:
+        raise UserError(f"A stream's batches have at least one image, not {stream_batch}.")
+    return aggregator
+
+
+def view_source(run: LoadedRun) -> ViewsOf:
+    """Where a run's views come from: two passes of the network for each pass of an aggregator."""
+
+    def views_of(indices: np.ndarray, pass_number: int) -> Views:
+        return two_view_logits(run.network, run.loader, indices, pass_number, run.device)
+
+    return views_of
+
+
+def two_view_logits(
+    network: torch.nn.Module, loader: BaseDataLoader, indices: np.ndarray, pass_number: int, device: torch.device
+) -> Views:
+    """Expert logits of two random views of the test images `indices` [M]: two of [M, E, C], on the CPU."""
+    buffers = LogitsBuffer(len(indices)), LogitsBuffer(len(indices))
+    batches = loader.two_view_batches(indices, pass_number)
+    for views in progress(batches, f"test-time pass {pass_number + 1}", total=len(batches)):
+        for view, buffer in zip(views, buffers, strict=True):
+            buffer.append(network_logits(network, view, device))
+    return buffers[0].filled(), buffers[1].filled()
+
+
+def fit_all(
+    aggregators: Mapping[str, Aggregator],
+    logits: Tensor,
+    distributions: Mapping[str, np.ndarray],
+    views_of: ViewsOf,
+    seed: int,
+) -> None:
+    """Fit one aggregator a distribution, on that distribution's unlabelled images alone.
+
+    Each distribution by itself is the published algorithm. They share the random views: in a pass every image that any
+    unfinished distribution contains is augmented and passed through the network once, and each distribution picks the
+    logits of its own images.
+
+    Args:
+        aggregators: by distribution, fresh.
+        logits: expert logits of all test images, [N, E, C].
+        distributions: name -> indices of test images.
+        views_of: asked once for each pass.
+        seed: of shuffling.
+    """
+    pass_number, active = 0, list(aggregators)
+    while active:
+        needing = [name for name in active if "views" in aggregators[name].needs]
+        indices = np.unique(np.concatenate([distributions[name] for name in needing])) if needing else None
+        views = views_of(indices, pass_number) if needing else None
+        for name in active:
+            own = distributions[name]
+            pair = [select(views, np.searchsorted(indices, own))] if name in needing else None
+            generator = epoch_generator(seed, pass_number, SHUFFLE)
+            aggregators[name].fit(logits[torch.from_numpy(own)], pair, generator)
+            log_pass(name, aggregators[name], pass_number)
+        active = [name for name in needing if not aggregators[name].finished]
+        pass_number += 1
+
+
+def select(views: Views, positions: np.ndarray | Tensor) -> Views:
+    """The same two views of some of the images."""
+    chosen = torch.as_tensor(positions)
+    return views[0][chosen], views[1][chosen]
+
+
+def follow_streams(
+    aggregators: Mapping[str, Aggregator],
+    logits: Tensor,
+    distributions: Mapping[str, np.ndarray],
+    views_of: ViewsOf,
+    seed: int,
+    batch_size: int,
+) -> Iterator[tuple[str, Tensor]]:
+    """One shuffled pass over each distribution: learn from a batch, then predict it with what is known so far.
+
+    Every image is seen once. Arguments as in `fit_all`.
+
+    Yields:
+        Name of a distribution and the log probabilities of its images, [M, C], in the order of its indices.
+    """
+    needing = [name for name in aggregators if "views" in aggregators[name].needs]
+    indices = np.unique(np.concatenate([distributions[name] for name in needing])) if needing else None
+    views = views_of(indices, 0) if needing else None
+    for name, aggregator in aggregators.items():
+        own = distributions[name]
+        own_logits = logits[torch.from_numpy(own)]
+        positions = torch.from_numpy(np.searchsorted(indices, own)) if name in needing else None
+        scores = own_logits.new_empty(len(own), own_logits.shape[2])
+        order = torch.randperm(len(own), generator=epoch_generator(seed, 0, SHUFFLE))
+        for batch in order.split(batch_size):
+            aggregator.update(own_logits[batch], select(views, positions[batch]) if name in needing else None)
+            scores[batch] = aggregator.predict(own_logits[batch])
+        log_pass(name, aggregator, 0)
+        yield name, scores
+
+
+def log_pass(name: str, aggregator: Aggregator, pass_number: int) -> None:
+    report = aggregator.report()
+    if weights := report.get("weights"):
+        moved = " ".join("nan" if w is None else f"{w:.3f}" for w in weights)
+        get_logger().info(f"pass {pass_number + 1}  {name:<11} expert weights {moved}")
+    if note := report.get("note"):
+        get_logger().warning(f"{name}: {note}.")

@@ -1,0 +1,143 @@
+"""From a checked config to objects: data loader, network, loss, optimizer, aggregator."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from base.base_data_loader import BaseDataLoader
+from base.base_model import BaseModel
+from model.loss import Loss
+from model.pretrained import read_weights, start_from
+from tade import Aggregator
+from trainer.registry import METRICS, make_config
+from utils import distributed
+from utils.errors import UserError
+from utils.logger import get_logger
+from utils.parse_config import ConfigParser
+from utils.reference_config import published_aggregator
+from utils.torchvision_import import torchvision
+
+TORCHVISION_NAMES = {
+    "ResNet50Model": "resnet50",
+    "ResNet101Model": "resnet101",
+    "ResNet152Model": "resnet152",
+    "ResNeXt50Model": "resnext50_32x4d",
+}
+
+
+def build_loader(config: ConfigParser, device: torch.device) -> BaseDataLoader:
+    loader = config.build("data_loader")
+    loader.prepare(device, config.get("seed", 1), distributed.rank(), distributed.world_size())
+    return loader
+
+
+def build_network(config: ConfigParser, num_classes: int, device: torch.device) -> BaseModel:
+    """The network of the config, on the device.
+
+    Raises:
+        UserError: it has another number of classes than the data.
+    """
+    network = config.build("arch")
+    if network.num_classes != num_classes:
+        raise UserError(
+            f"arch;args;num_classes is {network.num_classes} and the data has {num_classes} classes: "
+            f'set it to {num_classes}, e.g. --set "arch;args;num_classes={num_classes}".'
+        )
+    get_logger().info(f"{network}, on {device}")
+    return network.to(device)
+
+
+def build_loss(config: ConfigParser, cls_num_list: Sequence[int]) -> Loss:
+    return config.build("loss", cls_num_list=list(cls_num_list))
+
+
+def chosen_metrics(config: ConfigParser) -> dict[str, Callable]:
+    """The metrics that a config lists, by name."""
+    return {name: METRICS[name] for name in config.get("metrics", ["accuracy"])}
+
+
+def load_start_weights(config: ConfigParser, network: BaseModel) -> None:
+    """Fill the network from what `weights` in the config names: a file, or "torchvision" (ImageNet; downloaded).
+
+    Raises:
+        UserError: the weights are missing or do not fit.
+    """
+    source = config["weights"]
+    if source == "torchvision":
+        arch = config["arch"]["type"]
+        if arch not in TORCHVISION_NAMES:
+            raise UserError(
+                f'"weights": "torchvision" is there for {", ".join(TORCHVISION_NAMES)}, not for {arch}: '
+                "leave it out, or give the path of a file."
+            )
+        try:
+            plain = torchvision().models.get_model(TORCHVISION_NAMES[arch], weights="IMAGENET1K_V1").state_dict()
+        except OSError as error:
+            raise UserError(
+                f"torchvision's weights for {arch} could not be downloaded ({error}): try again, or leave "
+                '"weights" out.'
+            ) from error
+    else:
+        plain = read_weights(source)
+    filled = start_from(network.backbone, plain, source)
+    get_logger().info(f"{len(filled)} entries start from {source}; the classifiers are fresh.")
+
+
+def parameter_groups(config: ConfigParser, network: BaseModel) -> list[dict]:
+    """Trainable parameters for the optimizer: one group, or with `optimizer.share_lr` classifiers and all else apart.
+
+    The classifiers train at `lr`, the rest at `share_lr`.
+
+    Raises:
+        UserError: `freeze` leaves nothing to train.
+    """
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise UserError('"freeze" in the config leaves nothing to train: take a name off it.')
+    share_lr = config["optimizer"].get("share_lr")
+    if share_lr is None:
+        return [{"params": list(trainable.values())}]
+    heads = network.classifier_names()
+    groups = [
+        {"params": [p for name, p in trainable.items() if name in heads]},
+        {"params": [p for name, p in trainable.items() if name not in heads], "lr": share_lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def check_schedule(config: ConfigParser) -> None:
+    """Step the schedule once on nothing: some refuse their arguments only then, after a whole epoch.
+
+    Raises:
+        UserError: the schedule refuses its arguments.
+    """
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = config.build("lr_scheduler", optimizer)
+    optimizer.step()
+    try:
+        scheduler.step()
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise UserError(f'Config section "lr_scheduler" ({type(scheduler).__name__}): {error}.') from error
+
+
+AggregatorMaker = Callable[[Tensor, Tensor], Aggregator]
+"""(expert_log_priors [E, C], log_prior [C]) -> an aggregator that has learned nothing yet."""
+
+
+def aggregator_section(config: Mapping | ConfigParser) -> dict:
+    """What the config says of aggregation; the published method where it says nothing."""
+    return config.get("aggregator") or published_aggregator({"data_loader": config.get("data_loader")})
+
+
+def aggregator_maker(config: ConfigParser) -> AggregatorMaker:
+    """What makes the config's aggregator, its weights learned by the config's optimizer, if any."""
+    chosen = make_config({**config.config, "aggregator": aggregator_section(config)})
+
+    def make(expert_log_priors: Tensor, log_prior: Tensor) -> Aggregator:
+        supplied = {"expert_log_priors": expert_log_priors, "log_prior": log_prior}
+        if "optimizer" in chosen:
+            supplied["make_optimizer"] = lambda parameters: chosen.build("optimizer", parameters)
+        return chosen.build("aggregator", **supplied)
+
+    return make

@@ -1,0 +1,103 @@
+"""Every metric of every test distribution, from expert logits that are computed once."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.metric import accuracy, shot_group_accuracy
+from trainer.build import chosen_metrics
+from trainer.devices import device_name
+from trainer.loaded_run import LoadedRun
+from trainer.results import DistributionResult, Results
+from utils.errors import unknown
+
+EQUAL_WEIGHTS = (
+    "Experts weighted equally (mean of their logits). One pass of the network over the un-augmented test "
+    "images; every distribution is a selection of them."
+)
+
+
+class Scorer:
+    """Metrics of class scores on any selection of the test images.
+
+    Args:
+        logits: expert logits of all test images, [N, E, C].
+        targets: their labels, [N].
+        cls_num_list: training images per class, which the shot groups go by, [C].
+        metrics: further ones by name, functions of (scores, targets, cls_num_list) as in model/metric.py.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        cls_num_list: Sequence[int],
+        metrics: Mapping[str, Callable] | None = None,
+    ):
+        self.logits = logits
+        self.targets = targets
+        self.cls_num_list = cls_num_list
+        self.metrics = {k: m for k, m in (metrics or {}).items() if m not in (accuracy, shot_group_accuracy)}
+        self.expert_hits = logits.argmax(dim=2) == targets[:, None]  # [N, E]
+
+    def score(self, indices: np.ndarray, scores: Tensor) -> DistributionResult:
+        """Results on the images `indices` [M], from their class scores [M, C]."""
+        chosen = torch.as_tensor(indices)
+        targets = self.targets[chosen]
+        values = {"top1": accuracy(scores, targets, self.cls_num_list)}
+        values |= shot_group_accuracy(scores, targets, self.cls_num_list)
+        for name, metric in self.metrics.items():
+            value = metric(scores, targets, self.cls_num_list)
+            values |= value if isinstance(value, dict) else {name: value}
+        experts = (100 * self.expert_hits[chosen].double().mean(dim=0)).tolist()
+        return DistributionResult(len(chosen), values, experts)
+
+    def score_equal_weights(self, indices: np.ndarray) -> DistributionResult:
+        """Results of the mean of the experts' logits on the images `indices` [M]."""
+        result = self.score(indices, self.logits[torch.as_tensor(indices)].mean(dim=1))
+        experts = self.logits.shape[1]
+        result.weights = [1 / experts] * experts
+        return result
+
+
+def scorer_of(run: LoadedRun) -> Scorer:
+    return Scorer(run.test_logits, run.targets, run.cls_num_list, chosen_metrics(run.config))
+
+
+def results_of(run: LoadedRun, protocol: str) -> Results:
+    """The record of an evaluation, still without distributions."""
+    return Results(run.checkpoint, protocol, run.seed, torch.__version__, device_name(run.device), run.config.config)
+
+
+def evaluate(run: LoadedRun, names: Sequence[str] | None = None) -> Results:
+    """Evaluate a network on test distributions, its experts weighted equally.
+
+    Args:
+        run: from `load_run`.
+        names: of the distributions; all of the data loader's by default.
+
+    Raises:
+        UserError: the data have no test distribution of that name.
+    """
+    distributions = chosen_distributions(run, names)
+    scorer, results = scorer_of(run), results_of(run, EQUAL_WEIGHTS)
+    results.distributions = {name: scorer.score_equal_weights(d) for name, d in distributions.items()}
+    return results
+
+
+def evaluate_test_set(run: LoadedRun) -> Results:
+    """The same on the whole test set, which is named "uniform"; asks for no list of a distribution."""
+    scorer, results = scorer_of(run), results_of(run, EQUAL_WEIGHTS)
+    results.distributions = {"uniform": scorer.score_equal_weights(np.arange(len(run.targets)))}
+    return results
+
+
+def chosen_distributions(run: LoadedRun, names: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """The run's test distributions: name -> indices of test images."""
+    distributions = dict(run.loader.test_distributions())
+    for name in names or ():
+        if name not in distributions:
+            raise unknown("test distribution", name, distributions)
+    return {name: distributions[name] for name in names or distributions}

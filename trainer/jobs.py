@@ -1,0 +1,79 @@
+"""What the scripts do: each job from plain options to files, a table on the console and the content of the results."""
+
+import json
+
+from trainer.adaptation import adapt
+from trainer.build import aggregator_section
+from trainer.command_line import Options
+from trainer.evaluation import evaluate, evaluate_test_set
+from trainer.loaded_run import LoadedRun, load_run
+from trainer.prediction import predict
+from trainer.results import save_results
+from trainer.run_folder import create_results_dir
+from trainer.training import train
+from utils.checkpoint import write_atomically
+from utils.logger import get_logger
+
+
+def run_train(options: Options) -> dict:
+    """Returns the last epoch's values and the paths of the checkpoints."""
+    return train(options.config, resume=options.checkpoint, device=options.device, run_id=options.run_id)
+
+
+def run_test(options: Options) -> dict:
+    """Returns the content of results.json, with the one distribution "uniform"."""
+    run = open_run(options)
+    folder = create_results_dir(options.checkpoint, "test", options.output)
+    return save_results(evaluate_test_set(run), folder, "test")
+
+
+def run_test_all(options: Options) -> dict:
+    """Returns the content of results.json."""
+    run = open_run(options)
+    folder = create_results_dir(options.checkpoint, "test_all", options.output)
+    return save_results(evaluate(run), folder, "test_all")
+
+
+def run_test_train(options: Options) -> dict:
+    """Returns the content of results.json."""
+    run = open_run(options)
+    run.make_aggregator(run.expert_log_priors, run.log_prior)  # refuses bad arguments before anything is computed
+    folder = create_results_dir(options.checkpoint, "test_train", options.output)
+    results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
+    return save_results(results, folder, "test_train")
+
+
+def run_predict_folder(options: Options) -> dict:
+    """Predict the images of a folder.
+
+    Writes predictions.csv (path, class, probability) and weights.json (what was learned).
+
+    Returns:
+        The content of weights.json.
+    """
+    run = open_run(options)
+    run.make_aggregator(run.expert_log_priors, run.log_prior)
+    folder = create_results_dir(options.checkpoint, "predict", options.output)
+    predictions = predict(run, options.images, run.make_aggregator, options.stream, options.stream_batch)
+    table, learning = predictions.table(), dict(predictions.learning)
+    record = {
+        "weights": learning.pop("weights", None),
+        "images": len(table),
+        "folder": str(options.images),
+        "checkpoint": run.checkpoint.to_json(),
+        "aggregator": aggregator_section(run.config),
+        "learning": learning,
+    }
+    write_atomically(folder / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
+    write_atomically(folder / "weights.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    weights = ", ".join(f"{w:.2f}" for w in record["weights"] or [])
+    get_logger().info(
+        f"{len(table)} images" + (f", expert weights {weights}" if weights else "") + ". Most frequent classes:\n"
+        f"{table['class'].value_counts().head(5).to_string(header=False)}\n"
+        f"Written: {folder / 'predictions.csv'}, {folder / 'weights.json'}"
+    )
+    return record
+
+
+def open_run(options: Options) -> LoadedRun:
+    return load_run(options.checkpoint, options.device, options.config)

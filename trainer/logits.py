@@ -1,0 +1,45 @@
+"""Expert logits of many images: one pass of the network, no gradient."""
+
+import torch
+from torch import Tensor, nn
+
+from base.base_data_loader import EvaluationBatches
+from utils.logger import progress
+
+
+@torch.inference_mode()
+def network_logits(network: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Expert logits [B, E, C] of one batch, float32 on the CPU."""
+    images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    return network(images)["logits"].float().cpu()
+
+
+def expert_logits(network: nn.Module, batches: EvaluationBatches, device: torch.device, description: str) -> Tensor:
+    """Expert logits of all images, in order: [N, E, C], float32 on the CPU. One pass of the network, no gradient."""
+    buffer = LogitsBuffer(len(batches.targets))
+    for images, _ in progress(batches, description, total=len(batches)):
+        buffer.append(network_logits(network, images, device))
+    return buffer.filled()
+
+
+class LogitsBuffer:
+    """Collects batches into one tensor of a known length, without a second copy of it in memory.
+
+    Args:
+        length: images that will come.
+    """
+
+    def __init__(self, length: int):
+        self.length = length
+        self.used = 0
+        self.data: Tensor | None = None
+
+    def append(self, batch: Tensor) -> None:
+        if self.data is None:
+            self.data = batch.new_empty(self.length, *batch.shape[1:])
+        self.data[self.used : self.used + len(batch)] = batch
+        self.used += len(batch)
+
+    def filled(self) -> Tensor:
+        assert self.data is not None and self.used == self.length, f"{self.used} of {self.length} images came"
+        return self.data

@@ -1,0 +1,68 @@
+"""Everything that a config may name, by section: what the modules list in their own `__all__`."""
+
+import inspect
+from collections.abc import Mapping
+from types import ModuleType
+
+import torch
+
+import data_loader.data_loaders
+import model.loss
+import model.metric
+import model.model
+import tade
+import trainer.schedule
+import trainer.trainer
+from base.base_trainer import TrainerOptions
+from utils.errors import unknown
+from utils.logger import get_logger
+from utils.parse_config import ConfigParser
+from utils.reference_config import from_reference
+
+
+def _public(module: ModuleType) -> dict:
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+AGGREGATORS = {
+    name: kind
+    for name, kind in _public(tade).items()
+    if inspect.isclass(kind) and issubclass(kind, tade.Aggregator) and not inspect.isabstract(kind)
+}
+TRAINERS = _public(trainer.trainer)
+METRICS = _public(model.metric)
+
+COMPONENTS = {
+    "arch": _public(model.model),
+    "data_loader": _public(data_loader.data_loaders),
+    "loss": _public(model.loss),
+    "metrics": METRICS,
+    "optimizer": {c.__name__: c for c in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)},
+    "lr_scheduler": _public(trainer.schedule),
+    "aggregator": AGGREGATORS,
+    "trainer": TrainerOptions,
+}
+
+#: Arguments that the code supplies, so that configs need not.
+SUPPLIED = {
+    "loss": {"cls_num_list"},
+    "optimizer": {"params"},
+    "lr_scheduler": {"optimizer"},
+    "aggregator": {"expert_log_priors", "log_prior", "make_optimizer"},
+}
+
+
+def make_config(config: Mapping) -> ConfigParser:
+    """Check a config, this project's or the reference's; keys that have no effect here are named in the log.
+
+    Raises:
+        UserError: see ConfigParser.
+    """
+    translated, without_effect = from_reference(config)
+    checked = ConfigParser(translated, COMPONENTS, SUPPLIED)
+    kind = checked.get("trainer", {}).get("type", "Trainer")
+    if kind not in TRAINERS:
+        raise unknown('type in config section "trainer"', kind, TRAINERS)
+    if without_effect:
+        get_logger().info(f"Without effect here: {', '.join(without_effect)}.")
+    return checked

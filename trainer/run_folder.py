@@ -1,0 +1,79 @@
+"""Where a run and its results live, and who may write there."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from utils import distributed
+from utils.checkpoint import load_checkpoint, write_atomically
+from utils.errors import UserError
+from utils.parse_config import ConfigParser
+from utils.report import make_folder
+
+
+def choose_run_dir(
+    config: ConfigParser, save_dir: Path, resume: Path | None, checkpoint: Mapping | None, run_id: str | None
+) -> Path:
+    """The folder of a training run; nothing is created yet. With several processes all get the first one's answer.
+
+    A resumed run goes on in the folder of its checkpoint, unless it was told another name, save_dir or run_id, or the
+    folder has gone further than the checkpoint: then it gets a folder of its own, and the old one keeps what it has.
+
+    Args:
+        config: of the run.
+        save_dir: folder of all runs.
+        resume: checkpoint to go on from.
+        checkpoint: its content.
+        run_id: name of the folder; None for date and time.
+    """
+    new = save_dir / config["name"] / (run_id or datetime.now().strftime("%m%d_%H%M%S"))
+    goes_on = False
+    if checkpoint and resume and not run_id and (resume.parent / "config.json").exists():
+        before = checkpoint.get("config") or {}
+        last = resume.parent / "last.pth"
+        further = (
+            last.exists() and last != resume and (load_checkpoint(last)["epoch"] or 0) > (checkpoint["epoch"] or 0)
+        )
+        moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != (
+            config["name"],
+            config["trainer"].get("save_dir"),
+        )
+        goes_on = not further and not moved
+    return distributed.from_first_process(resume.parent if goes_on else new)
+
+
+def create_run_dir(config: ConfigParser, run_dir: Path, resume: Path | None) -> None:
+    """Create the folder of a training run and put the config into it (the first process does).
+
+    Raises:
+        UserError: the folder cannot be created, or holds another run.
+    """
+    goes_on = resume is not None and run_dir == resume.parent
+    if not distributed.is_main():
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=goes_on)
+    except FileExistsError as error:
+        raise UserError(
+            f"{run_dir} holds a run already: go on with -r {run_dir / 'last.pth'}, or give another --run_id."
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with --save_dir."
+        ) from error
+    write_atomically(run_dir / "config.json", json.dumps(config.config, indent=2).encode())
+
+
+def create_results_dir(checkpoint: Path, job: str, output: Path | None = None) -> Path:
+    """Folder of a job's results: `output`, or results/CHECKPOINT/JOB beside the checkpoint.
+
+    Called once config and checkpoint are known to be right, and before anything is computed that could be lost.
+    """
+    folder = output or results_dir(checkpoint, job)
+    make_folder(folder)
+    return folder
+
+
+def results_dir(checkpoint: Path, job: str) -> Path:
+    return checkpoint.parent / "results" / checkpoint.stem / job

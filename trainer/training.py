@@ -1,0 +1,121 @@
+"""A training run from its config to its last checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from model.freeze import freeze
+
+from trainer.build import (
+    build_loader,
+    build_loss,
+    build_network,
+    check_schedule,
+    chosen_metrics,
+    load_start_weights,
+    parameter_groups,
+)
+from trainer.devices import choose_device, device_name
+from trainer.registry import TRAINERS, make_config
+from trainer.run_folder import choose_run_dir, create_run_dir
+from utils import distributed
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.logger import get_logger
+from utils.parse_config import ConfigParser, merge
+from utils.seed import seed_everything
+
+SECTIONS = ("name", "arch", "data_loader", "optimizer", "loss", "lr_scheduler", "trainer")
+
+
+def training_config(config: Mapping, checkpoint: Mapping | None = None, source: object = "") -> ConfigParser:
+    """The checked config of a training run: the checkpoint's, if any, with what `config` changes.
+
+    Args:
+        config: sections, or single values by path (utils.parse_config.merge).
+        checkpoint: content of the checkpoint to go on from.
+        source: its path, for messages.
+
+    Raises:
+        UserError: a section is missing or wrong.
+    """
+    before = (checkpoint or {}).get("config") or {}
+    if checkpoint is not None and "format" not in checkpoint and config:  # a stranger's: only its network counts
+        before = {key: before[key] for key in ("arch",) if key in before}
+    if not before and not config:
+        raise UserError(f"{source} carries no config: give the one it was trained with, -c CONFIG.")
+    checked = make_config(merge(before, config))
+    for section in SECTIONS:
+        checked[section]  # names the first that is missing
+    return checked
+
+
+def train(
+    config: Mapping | None = None,
+    *,
+    resume: Path | str | None = None,
+    device: str | None = None,
+    run_id: str | None = None,
+) -> dict:
+    """Train as a config says.
+
+    Args:
+        config: the config, or with `resume` what is to change in the checkpoint's: sections, or single values by path
+            ("optimizer;args;lr": 0.05).
+        resume: checkpoint to go on from.
+        device: "cpu", "cuda", "cuda:1", GPU numbers such as "0,1"; None for CUDA if present.
+        run_id: name of the run's folder; None for date and time.
+
+    Returns:
+        The last epoch's values, and the paths of the run folder and its checkpoints (BaseTrainer.train).
+
+    Raises:
+        UserError: something is wrong that the caller can mend.
+    """
+    resume = Path(resume) if resume else None
+    checkpoint = load_checkpoint(resume) if resume else None
+    checked = training_config(config or {}, checkpoint, resume)
+    options = checked.build("trainer")
+    logger = get_logger(verbosity=options.verbosity)
+    seed = checked.get("seed", 1)
+    seed_everything(seed)
+    chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))
+    loader = build_loader(checked, chosen_device)
+    network = build_network(checked, loader.num_classes, chosen_device)
+    criterion = build_loss(checked, loader.cls_num_list).to(chosen_device)
+    frozen = freeze(network, checked.get("freeze", []))
+    optimizer = checked.build("optimizer", parameter_groups(checked, network))
+    check_schedule(checked)
+    scheduler = checked.build("lr_scheduler", optimizer)
+    if checked.get("weights") and not checkpoint:
+        load_start_weights(checked, network)
+    run_dir = choose_run_dir(checked, Path(options.save_dir), resume, checkpoint, run_id)
+    trainer = TRAINERS[options.type](
+        network,
+        criterion,
+        chosen_metrics(checked),
+        loader,
+        optimizer,
+        scheduler,
+        options,
+        run_dir,
+        extra_state={
+            "config": checked.config,
+            "cls_num_list": loader.cls_num_list,
+            "class_map": loader.class_map,
+            "seed": seed,
+            "device": device_name(chosen_device),
+        },
+        gpus=gpus,
+        frozen=frozen,
+    )
+    if checkpoint:
+        trainer.resume(checkpoint, resume)
+    create_run_dir(checked, run_dir, resume)
+    logger.info(
+        f"{checked['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
+        f"{len(loader)} batches an epoch. Run folder: {run_dir}"
+    )
+    results = trainer.train()
+    if distributed.is_main():
+        logger.info(f"Done. Last epoch: {results['last']}" + (f", best: {results['best']}" if results["best"] else ""))
+    return results
