@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_loader.class_profiles import draw_distributions
+from data_loader.class_profiles import distribution_indices
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from model.model import ResNet10Model, ResNet32Model, ResNeXt50Model
 from trainer.aggregator import StabilityAggregator
@@ -95,7 +95,8 @@ def test_row_selections_equal_a_pass_over_each_distribution(network):
 
 def test_a_distribution_learns_the_same_weights_alone_and_beside_others(network):
     loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network)
-    distributions = draw_distributions(loader.test_set.targets.numpy(), loader.cls_num_list, ["forward5", "backward5"])
+    targets = loader.test_set.targets.numpy()
+    distributions = distribution_indices(targets, loader.cls_num_list, ["forward5", "backward5"])
 
     def fit(chosen):
         def make():
