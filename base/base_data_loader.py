@@ -1,7 +1,9 @@
 """The contract between data and everything else: what a data loader class in a config gives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,10 +13,10 @@ from utils.errors import UserError
 
 
 class BaseDataLoader(ABC):
-    """Training batches, validation batches, the test images once, and the test distributions as rows of them.
+    """Training batches, validation batches, the test images once, and the test distributions as indices of them.
 
     Iterating gives one epoch of augmented training batches (images [B, 3, H, W] float32, target [B] int64), on
-    `self.device`. With several processes each gets its share of every global batch.
+    `self.device`. With several processes each gets its shard of every global batch.
 
     Args:
         batch_size: the global batch, over all processes.
@@ -25,22 +27,34 @@ class BaseDataLoader(ABC):
 
     #: Training images per class, [C].
     cls_num_list: list[int]
+    #: Width and height of the images that the network sees, in pixels.
+    image_size: int
     #: The label that a class has in the data set's own files, for every label used here; None where they agree.
     class_map: list[int] | None = None
+    #: False after `with_test_images`: then the test images have no labels, and no test distributions.
+    has_test_labels: bool = True
 
     def __init__(self, batch_size: int):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}.")
         self.batch_size = batch_size
         self.device = torch.device("cpu")
-        self.seed, self.epoch, self.rank, self.world_size = 0, 0, 0, 1
+        self.seed = 0
+        self.epoch = 0
+        self.rank = 0
+        self.world_size = 1
 
     @property
     def num_classes(self) -> int:
         return len(self.cls_num_list)
 
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The name of every class, [C]; by default its number in the data set's own files."""
+        return [str(number) for number in self.class_map or range(self.num_classes)]
+
     def prepare(self, device: torch.device, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """Say where batches are wanted, what seeds the draws, and which of several processes this is.
+        """Say where batches are wanted, what seeds the random numbers, and which of several processes this is.
 
         Raises:
             UserError: there are fewer images in a batch than processes.
@@ -49,10 +63,13 @@ class BaseDataLoader(ABC):
             raise UserError(
                 f"batch_size is {self.batch_size} for all of {world_size} processes: make it at least {world_size}."
             )
-        self.device, self.seed, self.rank, self.world_size = device, seed, rank, world_size
+        self.device = device
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the shuffle and the augmentation draws of the next iteration."""
+        """Choose the order and the augmentation of the next iteration."""
         self.epoch = epoch
 
     @abstractmethod
@@ -65,7 +82,7 @@ class BaseDataLoader(ABC):
 
     @abstractmethod
     def split_validation(self) -> "EvaluationBatches":
-        """The validation images, un-augmented. Where a data set has none, its test images stand in."""
+        """The validation images, un-augmented; the test images where a data set has no validation images."""
 
     @abstractmethod
     def test_batches(self) -> "EvaluationBatches":
@@ -73,16 +90,37 @@ class BaseDataLoader(ABC):
 
     @abstractmethod
     def test_distributions(self) -> dict[str, np.ndarray]:
-        """Test distributions in the order of the tables: name -> rows of `test_batches`."""
+        """Test distributions in the order of the tables: name -> indices of images of `test_batches`.
+
+        Raises:
+            UserError: the test images have no labels.
+        """
 
     @abstractmethod
-    def two_view_batches(self, rows: np.ndarray, draw: int) -> "EvaluationBatches":
-        """Two random views of the given test images, as batches (view1, view2), in the order of the rows.
+    def two_view_batches(self, indices: np.ndarray, pass_number: int) -> "EvaluationBatches":
+        """Two random views of the given test images, as batches (view1, view2), in the order of the indices.
 
         Args:
-            rows: rows of `test_batches`.
-            draw: number of the draw; the same number gives the same views of the same rows.
+            indices: of images of `test_batches`, [M].
+            pass_number: the same number gives the same views of the same images.
         """
+
+    @abstractmethod
+    def with_test_images(self, images: Any) -> Self:
+        """A copy of this loader whose test images are others, unlabelled; this loader stays as it is.
+
+        In the copy's `test_batches` every label is 0.
+
+        Args:
+            images: what the class takes: a folder or an ImageList, or a tensor.
+
+        Raises:
+            UserError: these images cannot be used.
+        """
+
+    def _check_test_labels(self) -> None:
+        if not self.has_test_labels:
+            raise UserError("The test images are unlabelled, and test distributions need labels: name no distribution.")
 
 
 class EvaluationBatches:
@@ -95,12 +133,14 @@ class EvaluationBatches:
         source: what the images are, for messages, e.g. "test set".
     """
 
-    def __init__(self, make, count: int, targets: Tensor, source: str):
-        self._make, self._count = make, count
-        self.targets, self.source = targets, source
+    def __init__(self, make: Callable[[], Iterator[tuple[Tensor, ...]]], count: int, targets: Tensor, source: str):
+        self._make = make
+        self._count = count
+        self.targets = targets
+        self.source = source
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self._make()

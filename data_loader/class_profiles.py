@@ -1,4 +1,4 @@
-"""Class distributions: how long the tail of a training set is, which test sets to draw, which classes are few-shot.
+"""Class distributions: how long the tail of a training set is, which test images form a distribution, shot groups.
 
 Pure functions on counts and labels; no image is touched here.
 """
@@ -96,10 +96,10 @@ def distribution_counts(images_per_class: int, cls_num_list: Sequence[int], name
     return [int(images_per_class * (1 / ratio) ** (i / (len(cls_num_list) - 1))) for i in rank]
 
 
-def draw_rows(targets: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Row numbers of counts[c] images of every class c, in class order.
+def subset_indices(targets: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Indices of counts[c] images of every class c, in class order: [sum(counts)].
 
-    A NumPy legacy generator, seeded 0, shuffles the rows of one class after the other; the first counts[c] are kept.
+    A NumPy legacy generator, seeded 0, shuffles the images of one class after the other; the first counts[c] are kept.
     This defines the published CIFAR-LT subsets image by image.
 
     Args:
@@ -109,19 +109,19 @@ def draw_rows(targets: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     generator = np.random.RandomState(SUBSET_SEED)
     kept = []
     for label, count in enumerate(counts):
-        rows = np.flatnonzero(targets == label)
-        generator.shuffle(rows)
-        kept.append(rows[:count])
+        of_class = np.flatnonzero(targets == label)
+        generator.shuffle(of_class)
+        kept.append(of_class[:count])
     return np.concatenate(kept)
 
 
-def draw_distributions(
+def distribution_indices(
     targets: np.ndarray, cls_num_list: Sequence[int], names: Iterable[str] = CIFAR_DISTRIBUTIONS
 ) -> dict[str, np.ndarray]:
-    """Rows of a test set that make up each test distribution; "uniform" is the whole of a balanced set, in file order.
+    """Name -> indices of the test images of each test distribution; "uniform" is all of a balanced set, in file order.
 
-    Of a test set that is not balanced, every class offers as many images as the smallest one has; a class without a
-    test image is in no distribution.
+    Of an unbalanced test set, each class offers as many images as the smallest class has. A class without a test image
+    is in no distribution.
 
     Args:
         targets: labels of the test set, [N].
@@ -134,7 +134,7 @@ def draw_distributions(
     return {
         name: np.arange(len(targets))
         if name == "uniform" and balanced
-        else draw_rows(targets, distribution_counts(smallest, cls_num_list, name))
+        else subset_indices(targets, distribution_counts(smallest, cls_num_list, name))
         for name in names
     }
 

@@ -17,7 +17,7 @@ __all__ = [
 
 
 class _ImbalanceCIFAR(InMemoryDataLoader):
-    size = 32
+    image_size = 32
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     name: str
 
@@ -29,8 +29,9 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
         num_workers: int = 0,
         imb_factor: float = 0.01,
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
+        balanced: bool = False,
     ):
-        super().__init__(batch_size, shuffle, imb_factor, distributions, num_workers)
+        super().__init__(batch_size, shuffle, imb_factor, distributions, num_workers, balanced)
         self.data_dir = data_dir
 
     def load(self, train: bool) -> ImageSet:
@@ -40,13 +41,17 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
 class ImbalanceCIFAR100DataLoader(_ImbalanceCIFAR):
     """CIFAR-100-LT. `imb_factor` 0.01, 0.02, 0.1 are imbalance ratios 100, 50, 10; downloads the data when absent."""
 
-    name, classes, largest_class = "CIFAR100", 100, 500
+    name = "CIFAR100"
+    classes = 100
+    largest_class = 500
 
 
 class ImbalanceCIFAR10DataLoader(_ImbalanceCIFAR):
     """CIFAR-10-LT. `imb_factor` 0.01, 0.1 are imbalance ratios 100, 10; downloads the data when absent."""
 
-    name, classes, largest_class = "CIFAR10", 10, 5000
+    name = "CIFAR10"
+    classes = 10
+    largest_class = 5000
 
 
 class ImbalanceDigitsDataLoader(InMemoryDataLoader):
@@ -55,8 +60,11 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
     120 training images in the largest class; 50 test images in every class.
     """
 
-    size, mean, std = 16, (0.3, 0.3, 0.3), (0.37, 0.37, 0.37)
-    classes, largest_class, mirror = 10, 120, False
+    image_size = 16
+    mean, std = (0.3, 0.3, 0.3), (0.37, 0.37, 0.37)
+    classes = 10
+    largest_class = 120
+    mirror = False
 
     def __init__(
         self,
@@ -65,11 +73,12 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
         num_workers: int = 0,
         imb_factor: float = 0.05,
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
+        balanced: bool = False,
     ):
-        super().__init__(batch_size, shuffle, imb_factor, distributions, num_workers)
+        super().__init__(batch_size, shuffle, imb_factor, distributions, num_workers, balanced)
 
     def load(self, train: bool) -> ImageSet:
-        return load_digits(train, self.size)
+        return load_digits(train, self.image_size)
 
 
 class ImageNetLTDataLoader(PublishedListDataLoader):
@@ -99,4 +108,5 @@ class iNaturalistDataLoader(PublishedListDataLoader):  # noqa: N801 the referenc
     test_name = "val"
     published = ("forward3", "forward2", "uniform", "backward2", "backward3")
     mean, std = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
-    jitter, smallest_view = 0.0, 0.08
+    jitter = 0.0
+    smallest_view = 0.08

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_loader.class_profiles import draw_rows
+from data_loader.class_profiles import subset_indices
 from utils import distributed
 from utils.errors import UserError
 from utils.torchvision_import import torchvision
@@ -21,9 +21,9 @@ class ImageSet(NamedTuple):
     images: Tensor  # [N, 3, S, S] uint8
     targets: Tensor  # [N] int64
 
-    def rows(self, rows: np.ndarray) -> "ImageSet":
-        rows = torch.as_tensor(rows)
-        return ImageSet(self.images[rows], self.targets[rows])
+    def select(self, indices: np.ndarray) -> "ImageSet":
+        chosen = torch.as_tensor(indices)
+        return ImageSet(self.images[chosen], self.targets[chosen])
 
 
 def load_cifar(name: str, data_dir: str | Path, train: bool) -> ImageSet:
@@ -56,20 +56,21 @@ def load_cifar(name: str, data_dir: str | Path, train: bool) -> ImageSet:
     return ImageSet(images, torch.as_tensor(dataset.targets))
 
 
-def load_digits(train: bool, size: int = 16) -> ImageSet:
-    """scikit-learn's 1,797 handwritten digits (8x8 grey), enlarged without smoothing and repeated over three channels.
+def load_digits(train: bool, image_size: int = 16) -> ImageSet:
+    """scikit-learn's 1,797 handwritten digits (8x8 gray), enlarged without smoothing and repeated over three channels.
 
     The test set takes 50 images of every class, the training set the others (124 to 133 a class).
 
     Args:
         train: training or test images.
-        size: width and height, a multiple of 8.
+        image_size: width and height in pixels, a multiple of 8.
     """
     from sklearn.datasets import load_digits as load
 
-    grey, targets = load(return_X_y=True)
-    images = torch.from_numpy((grey.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8))
-    images = images.repeat_interleave(size // 8, dim=2).repeat_interleave(size // 8, dim=3).repeat(1, 3, 1, 1)
-    test_rows = draw_rows(targets, [DIGITS_TEST_PER_CLASS] * 10)
-    rows = np.setdiff1d(np.arange(len(targets)), test_rows) if train else test_rows
-    return ImageSet(images, torch.from_numpy(targets).long()).rows(rows)
+    gray, targets = load(return_X_y=True)
+    images = torch.from_numpy((gray.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8))
+    scale = image_size // 8
+    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3).repeat(1, 3, 1, 1)
+    test_indices = subset_indices(targets, [DIGITS_TEST_PER_CLASS] * 10)
+    indices = np.setdiff1d(np.arange(len(targets)), test_indices) if train else test_indices
+    return ImageSet(images, torch.from_numpy(targets).long()).select(indices)

@@ -30,12 +30,15 @@ class ImageList:
     """
 
     def __init__(self, list_path: Path, data_dir: Path, text: bytes, offsets: np.ndarray, targets: np.ndarray):
-        self.list_path, self.data_dir = list_path, data_dir
-        self.text, self.offsets, self.targets = text, offsets, targets
+        self.list_path = list_path
+        self.data_dir = data_dir
+        self.text = text
+        self.offsets = offsets
+        self.targets = targets
 
     @classmethod
     def read(cls, list_path: str | Path, data_dir: str | Path) -> "ImageList":
-        """Read a list file; a path may contain spaces, the label follows the last one.
+        """Read a list file; a path may contain blanks, the label follows the last one. Empty lines are skipped.
 
         Raises:
             UserError: the file is missing or empty, or a line (named) has no label, or one that is no whole number.
@@ -48,28 +51,28 @@ class ImageList:
                 f"The image list {list_path} cannot be read ({error.strerror}): see data_txt/README.md for "
                 "where lists come from."
             ) from error
-        return cls(list_path, Path(data_dir), *(_parse_regular(data) or _parse_any(data, list_path)))
+        return cls(list_path, Path(data_dir), *_parse(data, list_path))
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def name(self, row: int) -> str:
+    def name(self, index: int) -> str:
         """The path of an image as the list has it."""
-        return self.text[self.offsets[row] : self.offsets[row + 1]].decode()
+        return self.text[self.offsets[index] : self.offsets[index + 1]].decode()
 
-    def path(self, row: int) -> Path:
-        return self.data_dir / self.name(row)
+    def path(self, index: int) -> Path:
+        return self.data_dir / self.name(index)
 
     def names(self) -> list[str]:
         """All paths; for comparing lists, not for keeping."""
-        return [self.name(row) for row in range(len(self))]
+        return [self.name(index) for index in range(len(self))]
 
     def check_labels(self, num_classes: int) -> None:
         """Raises UserError when a label is not below `num_classes`."""
         if self.targets.max() >= num_classes:
-            row = int(self.targets.argmax())
+            worst = int(self.targets.argmax())
             raise UserError(
-                f"{self.list_path}: {self.name(row)} has the label {self.targets[row]}, and the training "
+                f"{self.list_path}: {self.name(worst)} has the label {self.targets[worst]}, and the training "
                 f"list has {num_classes} classes (0 to {num_classes - 1}): mend the list."
             )
 
@@ -99,37 +102,14 @@ def list_folder(folder: str | Path) -> ImageList:
     return ImageList(folder, folder, b"".join(encoded), offsets, np.zeros(len(paths), np.int64))
 
 
-Parsed = tuple[bytes, np.ndarray, np.ndarray]  # paths, offsets, targets
+def _parse(data: bytes, list_path: Path) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """The content of a list file -> `text`, `offsets` and `targets` of an ImageList.
 
+    Between path and label may be tabs or several blanks.
 
-def _parse_regular(data: bytes) -> Parsed | None:
-    """Lines of exactly "path label" with one end of line each, ten times as fast; None if anything else is in there."""
-    codes = np.frombuffer(data.rstrip().replace(b"\r\n", b"\n") + b"\n", np.uint8)
-    ends = np.flatnonzero(codes == ord("\n"))
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    blanks = np.flatnonzero(codes == ord(" "))
-    if not len(blanks) or blanks[0] > ends[0]:
-        return None
-    split = blanks[np.searchsorted(blanks, ends) - 1]  # the last blank of every line
-    digits = ends - split - 1
-    if (split <= starts).any() or digits.min() < 1 or digits.max() > 9:
-        return None
-    targets = np.zeros(len(ends), np.int64)
-    for place in range(int(digits.max())):
-        rows = np.flatnonzero(digits > place)
-        values = codes[ends[rows] - 1 - place].astype(np.int64) - ord("0")
-        if ((values < 0) | (values > 9)).any():
-            return None
-        targets[rows] += values * 10**place
-    in_path = np.zeros(len(codes) + 1, np.int8)
-    in_path[starts] += 1
-    in_path[split] -= 1
-    text = codes[np.cumsum(in_path[:-1], dtype=np.int8).astype(bool)].tobytes()
-    return text, np.concatenate([[0], np.cumsum(split - starts)]), targets
-
-
-def _parse_any(data: bytes, list_path: Path) -> Parsed:
-    """Also tabs, several blanks, empty lines; names the first line that is wrong."""
+    Raises:
+        UserError: the list is empty, or a line is wrong; names the first such line.
+    """
     paths, labels = [], []
     for number, line in enumerate(data.splitlines(), 1):
         parts = line.rsplit(None, 1)
@@ -149,7 +129,7 @@ def _parse_any(data: bytes, list_path: Path) -> Parsed:
 
 
 def decode(path: Path) -> Image.Image:
-    """An image file as RGB, whatever it is: grey, palette, CMYK, 16-bit, turned by an EXIF tag.
+    """An image file as RGB, whatever it is: gray, palette, CMYK, 16-bit, turned by an EXIF tag.
 
     Raises:
         OSError: the file is missing, truncated, or no image.
@@ -168,10 +148,10 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 @contextmanager
-def own_draws(seed: int) -> Iterator[None]:
-    """Within, torch's draws on the CPU follow from the seed; outside they go on as if nothing had been.
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator for the body of a `with`, and put its state back afterwards.
 
-    torch.manual_seed would seed every device as well, which takes a tenth of an image's time.
+    torch.manual_seed would seed every device as well, which takes a tenth of the time that an image takes.
     """
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
@@ -182,40 +162,45 @@ def own_draws(seed: int) -> Iterator[None]:
 
 
 class ListDataset(Dataset):
-    """Decoded and transformed images of a list; every item is drawn with a seed of its own.
+    """Decoded and transformed images of a list; every item has its own seed.
 
-    An item is asked for by (row, seed), so that what it shows depends neither on the worker nor on what came before:
-    runs repeat with any number of workers, and a resumed run draws what an unbroken one would have drawn.
+    An item is asked for by (index, seed), so that what it shows depends neither on the worker nor on what came before:
+    runs repeat with any number of workers, and a resumed run goes on exactly as the uninterrupted one would have.
 
     Args:
         images: the list.
-        transforms: each makes one picture of the decoded image; one for training and testing, two for two views.
+        transforms: each is applied to the decoded image; one for training and testing, two for two views.
         skip_bad: leave out files that cannot be decoded, instead of stopping.
     """
 
     def __init__(self, images: ImageList, transforms: Sequence[Callable[[Image.Image], Image.Image]], skip_bad: bool):
-        self.images, self.transforms, self.skip_bad = images, transforms, skip_bad
+        self.images = images
+        self.transforms = transforms
+        self.skip_bad = skip_bad
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple:
-        """((row, seed)) -> (pictures [S, S, 3] uint8, one a transform; label), or the path of a file left out.
+        """One image for each transform, [S, S, 3] uint8, and the label last; or the path of a file left out.
+
+        Args:
+            item: (index, seed of the transforms).
 
         Raises:
             UserError: the file is missing or cannot be decoded.
         """
-        row, seed = item
-        path = self.images.path(row)
+        index, seed = item
+        path = self.images.path(index)
         try:
             image = decode(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if self.skip_bad:
                 return str(path)
             raise bad_image(path, error) from error
-        with own_draws(seed):
-            pictures = [to_tensor(transform(image)) for transform in self.transforms]
-        return *pictures, int(self.images.targets[row])
+        with seeded(seed):
+            results = [to_tensor(transform(image)) for transform in self.transforms]
+        return *results, int(self.images.targets[index])
 
 
 def bad_image(path: Path, error: Exception) -> UserError:
@@ -227,9 +212,13 @@ def bad_image(path: Path, error: Exception) -> UserError:
 
 
 def collate(items: list[tuple | str]) -> tuple:
-    """A batch: ([B, 3, S, S] uint8, channels last in memory, for every transform; labels [B]; paths left out)."""
+    """A batch of items of ListDataset.
+
+    Returns:
+        A list of [B, 3, S, S] uint8, channels last in memory, one for each transform; labels [B]; paths left out.
+    """
     bad = [item for item in items if isinstance(item, str)]
     good = [item for item in items if not isinstance(item, str)]
     columns = list(zip(*good, strict=True))
-    pictures = [torch.stack(column).permute(0, 3, 1, 2) for column in columns[:-1]]
-    return pictures, torch.tensor(columns[-1] if columns else []), bad
+    images = [torch.stack(column).permute(0, 3, 1, 2) for column in columns[:-1]]
+    return images, torch.tensor(columns[-1] if columns else []), bad

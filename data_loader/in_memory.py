@@ -1,17 +1,25 @@
 """Data loader for small images: all of them in memory, augmented as whole batches on the training device."""
 
+import copy
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches
-from data_loader.class_profiles import check_distributions, draw_distributions, draw_rows, long_tail_counts
+from data_loader.class_profiles import (
+    check_distributions,
+    distribution_indices,
+    long_tail_counts,
+    subset_indices,
+)
 from data_loader.datasets import ImageSet
-from data_loader.samplers import batch_slices, epoch_order, process_share
+from data_loader.samplers import balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import CropFlipRotate, ViewAugmentation, normalize
+from utils.errors import UserError
 from utils.seed import TRAINING, VIEWS, epoch_generator
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}  # what fits the cache; what fills the GPU
@@ -20,7 +28,7 @@ EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}  # what fits the cache; what fills 
 class InMemoryDataLoader(BaseDataLoader):
     """Small images: one uint8 tensor on the training device, augmented as whole batches.
 
-    Subclasses set `size`, `mean`, `std`, `largest_class`, `classes`, `mirror` and implement `load`.
+    Subclasses set `image_size`, `mean`, `std`, `largest_class`, `classes`, `mirror` and implement `load`.
 
     Args:
         batch_size: global batch.
@@ -28,22 +36,32 @@ class InMemoryDataLoader(BaseDataLoader):
         imb_factor: images of the rarest class over those of the largest, in (0, 1].
         distributions: test distributions to evaluate, e.g. ["forward50", "uniform"].
         num_workers: accepted for the reference's configs; nothing is left for worker processes to do.
+        balanced: sample classes, not images, uniformly, with replacement; an epoch has as many samples as without, and
+            `shuffle` has no effect.
     """
 
-    size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classes: int
     largest_class: int
     mirror = True
 
-    def __init__(self, batch_size: int, shuffle: bool, imb_factor: float, distributions: list[str], num_workers: int):
+    def __init__(
+        self,
+        batch_size: int,
+        shuffle: bool,
+        imb_factor: float,
+        distributions: list[str],
+        num_workers: int,
+        balanced: bool = False,
+    ):
         super().__init__(batch_size)
         self.shuffle = shuffle
+        self.balanced = balanced
         self.cls_num_list = long_tail_counts(self.largest_class, self.classes, imb_factor)
         self.distributions = check_distributions(distributions)
-        self.augmentation = CropFlipRotate(self.size, flip=self.mirror)
-        self.views = ViewAugmentation(self.size, flip=self.mirror)
+        self.augmentation = CropFlipRotate(self.image_size, flip=self.mirror)
+        self.views = ViewAugmentation(self.image_size, flip=self.mirror)
 
     def load(self, train: bool) -> ImageSet:
         """The whole training set, or the balanced test set."""
@@ -53,7 +71,7 @@ class InMemoryDataLoader(BaseDataLoader):
     def train_set(self) -> ImageSet:
         """The long-tailed training set."""
         whole = self.load(train=True)
-        return whole.rows(draw_rows(whole.targets.numpy(), self.cls_num_list))
+        return whole.select(subset_indices(whole.targets.numpy(), self.cls_num_list))
 
     @cached_property
     def test_set(self) -> ImageSet:
@@ -64,14 +82,19 @@ class InMemoryDataLoader(BaseDataLoader):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         generator = epoch_generator(self.seed, self.epoch, TRAINING)
+        count = len(self.train_set.targets)
+        if self.balanced:
+            order = balanced_order(self.train_set.targets, count, generator)
+        else:
+            order = epoch_order(count, self.shuffle, generator)
+        order = order.to(self.device)
+        params = self.augmentation.sample_params(count, generator).to(self.device)
         images, targets = (tensor.to(self.device) for tensor in self.train_set)
-        order = epoch_order(len(targets), self.shuffle, generator).to(self.device)
-        draw = self.augmentation.draw(len(targets), generator).to(self.device)
-        for batch in batch_slices(len(order), self.batch_size, smallest=2 * self.world_size):
-            share = process_share(batch, len(order), self.rank, self.world_size)
-            rows = order[share]
-            augmented = self.augmentation.apply(images[rows], draw.rows(share))
-            yield normalize(augmented, self.mean, self.std), targets[rows]
+        for batch in batch_slices(count, self.batch_size, smallest=2 * self.world_size):
+            part = shard(batch, self.rank, self.world_size)
+            indices = order[part]
+            augmented = self.augmentation.apply(images[indices], params.select(part))
+            yield normalize(augmented, self.mean, self.std), targets[indices]
 
     def split_validation(self) -> EvaluationBatches:
         """The test images: neither CIFAR nor the digits come with validation images of their own."""
@@ -91,21 +114,48 @@ class InMemoryDataLoader(BaseDataLoader):
         return batch_slices(count, EVALUATION_BATCH.get(self.device.type, EVALUATION_BATCH["cuda"]))
 
     def test_distributions(self) -> dict[str, np.ndarray]:
-        return draw_distributions(self.test_set.targets.numpy(), self.cls_num_list, self.distributions)
+        self._check_test_labels()
+        return distribution_indices(self.test_set.targets.numpy(), self.cls_num_list, self.distributions)
 
-    def two_view_batches(self, rows: np.ndarray, draw: int) -> EvaluationBatches:
-        rows = torch.as_tensor(rows)
-        generator = epoch_generator(self.seed, draw, VIEWS)
-        # Drawn for all test images, so that an image's views do not depend on which others are asked for.
-        draws = [self.views.draw(len(self.test_set.targets), generator).rows(rows) for _ in range(2)]
-        parts = self._evaluation_slices(len(rows))
+    def two_view_batches(self, indices: np.ndarray, pass_number: int) -> EvaluationBatches:
+        chosen = torch.as_tensor(indices)
+        generator = epoch_generator(self.seed, pass_number, VIEWS)
+        # Sampled for all test images, so that the views of an image do not depend on which others are asked for.
+        count = len(self.test_set.targets)
+        view_params = [self.views.sample_params(count, generator).select(chosen) for _ in range(2)]
+        parts = self._evaluation_slices(len(chosen))
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        def batches() -> Iterator[tuple[Tensor, ...]]:
             for part in parts:
-                images = self.test_set.images[rows[part]].to(self.device)
+                images = self.test_set.images[chosen[part]].to(self.device)
                 yield tuple(
-                    normalize(self.views.apply(images, view.rows(part).to(self.device)), self.mean, self.std)
-                    for view in draws
+                    normalize(self.views.apply(images, params.select(part).to(self.device)), self.mean, self.std)
+                    for params in view_params
                 )
 
-        return EvaluationBatches(batches, len(parts), self.test_set.targets[rows], "two views of test images")
+        return EvaluationBatches(batches, len(parts), self.test_set.targets[chosen], "two views of test images")
+
+    def with_test_images(self, images: Tensor) -> Self:
+        """A copy of this loader whose test images are others, unlabelled; this loader stays as it is.
+
+        Args:
+            images: [N, 3, S, S] uint8, RGB in 0..255, with S = `image_size`.
+
+        Raises:
+            UserError: `images` is a folder or a list of files, or a tensor of another shape or type, or empty.
+        """
+        name, size = type(self).__name__, self.image_size
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"{name} reads no image files: give a uint8 tensor [N, 3, {size}, {size}], or use a checkpoint that "
+                "was trained through ListDataLoader or a published list data set."
+            )
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or not len(images):
+            raise UserError(
+                f"{name} takes test images as a uint8 tensor [N, 3, {size}, {size}] with one image at least, not "
+                f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}: convert them."
+            )
+        other = copy.copy(self)
+        other.test_set = ImageSet(images.cpu(), torch.zeros(len(images), dtype=torch.int64))
+        other.has_test_labels = False
+        return other

@@ -1,8 +1,10 @@
 """Data loaders for large images: list files, decoding and augmentation in worker processes."""
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches
 from data_loader import pil_transforms
-from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, draw_distributions
-from data_loader.image_lists import ImageList, ListDataset, collate
-from data_loader.samplers import balanced_order, batch_slices, epoch_order, process_share
+from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices
+from data_loader.image_lists import ImageList, ListDataset, collate, list_folder
+from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -23,46 +25,33 @@ EVALUATION_BATCH = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class EpochBatches:
-    """Batch sampler whose batches are set anew for every epoch, so that worker processes can stay alive."""
-
-    def __init__(self):
-        self.batches: list[list[tuple[int, int]]] = []
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)
-
-
 class ListDataLoader(BaseDataLoader):
-    """Images of one's own, or any, by list files of "relative/path.jpg label" lines.
+    """Any images on disk, named by list files of "relative/path.jpg label" lines.
 
     Args:
         data_dir: folder that the paths are relative to.
-        train_list, test_list: list files. Training labels are 0 to C-1; each has an image.
+        train_list, test_list: list files. Training labels are 0 to C-1, each with an image at least.
         batch_size: global batch.
-        val_list: list file of validation images; the test images stand in where there is none.
-        image_size: S; images are S x S.
+        val_list: list file of validation images; without one, the test images are used.
+        image_size: S, width and height in pixels of the images that the network sees.
         mean, std: of each channel, in 0..1.
-        distributions: test distributions, drawn from the test list: "forward50", "uniform", "backward2", ...
+        distributions: test distributions, chosen from the test list: "forward50", "uniform", "backward2", ...
         color_jitter: brightness, contrast and saturation jitter in training; 0 for none.
         shuffle: visit training images in random order.
         num_workers: worker processes that decode and augment, one for each usable core at most.
-        balanced: draw classes, not images, at random.
-        retain_epoch_size: with `balanced`, an epoch has as many draws as there are images; else C times those of the
-            largest class.
-        class_names: file with the name of one class a line, for predictions; numbers are used where there is none.
+        balanced: sample classes, not images, uniformly, with replacement; `shuffle` then has no effect.
+        retain_epoch_size: with `balanced`, an epoch has as many samples as there are images; else C times as many as
+            the largest class has.
         on_bad_image: in training, "stop" at a file that cannot be decoded, or "skip" it and say so. Evaluation stops.
+        class_names: file with the name of one class a line, for predictions; without it, classes are called by number.
 
     Raises:
         UserError: a list is missing or wrong, a class has no training image.
         ValueError: an argument is out of range.
     """
 
-    smallest_view = 0.2  # least share of an image that a random view shows
-    renumber = False
+    smallest_view = 0.2  # smallest part of an image that a random view shows, as a fraction of its area
+    renumber = False  # whether classes are numbered anew, by falling training frequency
 
     def __init__(
         self,
@@ -88,9 +77,15 @@ class ListDataLoader(BaseDataLoader):
             raise ValueError(f'on_bad_image must be "stop" or "skip", not "{on_bad_image}"')
         if image_size < 8 or num_workers < 0 or len(mean) != 3 or len(std) != 3:
             raise ValueError("image_size must be at least 8, num_workers at least 0, mean and std three numbers each")
-        self.mean, self.std, self.image_size, self.color_jitter = tuple(mean), tuple(std), image_size, color_jitter
-        self.shuffle, self.num_workers, self.on_bad_image = shuffle, num_workers, on_bad_image
-        self.balanced, self.retain_epoch_size = balanced, retain_epoch_size
+        self.image_size = image_size
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.color_jitter = color_jitter
+        self.shuffle = shuffle
+        self.num_workers = num_workers
+        self.balanced = balanced
+        self.retain_epoch_size = retain_epoch_size
+        self.on_bad_image = on_bad_image
         self.distributions = check_distributions(distributions)
         self.train_images = ImageList.read(train_list, data_dir)
         self.test_images = ImageList.read(test_list, data_dir)
@@ -100,7 +95,8 @@ class ListDataLoader(BaseDataLoader):
         if self.renumber:
             self._renumber()
         self._warn_of_shared_images()
-        self.class_names = self._read_class_names(class_names)
+        if class_names is not None:
+            self.class_names = self._read_class_names(class_names)
         self._training: DataLoader | None = None
         self._batches = EpochBatches()
 
@@ -130,11 +126,8 @@ class ListDataLoader(BaseDataLoader):
                 f"{self.test_images.list_path}, such as {min(shared)}: accuracy will be too high."
             )
 
-    def _read_class_names(self, path: str | None) -> list[str]:
-        """The name of every class, by its number here."""
-        numbers = self.class_map or range(self.num_classes)
-        if path is None:
-            return [str(number) for number in numbers]
+    def _read_class_names(self, path: str) -> list[str]:
+        """The name of every class, in the order of the labels used here."""
         try:
             names = Path(path).read_text(encoding="utf-8").splitlines()
         except OSError as error:
@@ -147,26 +140,45 @@ class ListDataLoader(BaseDataLoader):
                 f"{path} has {len(names)} lines and the training list {self.num_classes} classes: give one "
                 "name a line, in the order of the labels."
             )
-        return [names[number] for number in numbers]
+        return [names[number] for number in self.class_map or range(self.num_classes)]
+
+    def with_test_images(self, images: str | Path | ImageList) -> Self:
+        """A copy of this loader whose test images are others, unlabelled; this loader stays as it is.
+
+        Args:
+            images: a folder, all image files under which are taken in order of their paths, or an ImageList.
+
+        Raises:
+            UserError: `images` is neither of these, or has no image.
+        """
+        if isinstance(images, (str, Path)):
+            images = list_folder(images)
+        if not isinstance(images, ImageList):
+            raise UserError(
+                f"{type(self).__name__} reads image files: give a folder or an ImageList, not {type(images).__name__}."
+            )
+        other = copy.copy(self)
+        other.test_images = images.with_targets(np.zeros(len(images), np.int64))
+        other.has_test_labels = False
+        other._training = None
+        other._batches = EpochBatches()
+        return other
 
     def replace_test_images(self, images: ImageList) -> None:
-        """Test on other images than those of the test list, e.g. on unlabelled ones (`list_folder`)."""
+        """As `with_test_images`, but changes this loader."""
         self.test_images = images
 
     def _renumber(self) -> None:
-        """Number the classes by falling training frequency; equal ones keep their order."""
+        """Number the classes by falling training frequency; equally frequent ones keep their order."""
         order = np.argsort(-np.array(self.cls_num_list), kind="stable")
         new = np.empty(len(order), np.int64)
         new[order] = np.arange(len(order))
         self.class_map = order.tolist()
         self.cls_num_list = [self.cls_num_list[label] for label in order]
         same = self.val_images is self.test_images
-        self.train_images, self.test_images, self.val_images = (
-            images.with_targets(new[images.targets])
-            for images in (self.train_images, self.test_images, self.val_images)
-        )
-        if same:
-            self.val_images = self.test_images
+        self.train_images = self.train_images.with_targets(new[self.train_images.targets])
+        self.test_images = self.test_images.with_targets(new[self.test_images.targets])
+        self.val_images = self.test_images if same else self.val_images.with_targets(new[self.val_images.targets])
 
     @property
     def _epoch_size(self) -> int:
@@ -185,16 +197,16 @@ class ListDataLoader(BaseDataLoader):
             order = epoch_order(len(self.train_images), self.shuffle, generator)
         items = list(zip(order.tolist(), _seeds(len(order), generator), strict=True))
         slices = batch_slices(len(order), self.batch_size, smallest=2 * self.world_size)
-        self._batches.batches = [items[process_share(part, len(order), self.rank, self.world_size)] for part in slices]
+        self._batches.batches = [items[shard(batch, self.rank, self.world_size)] for batch in slices]
         if self._training is None:
             pipeline = pil_transforms.training(self.image_size, self.color_jitter)
             dataset = ListDataset(self.train_images, [pipeline], self.on_bad_image == "skip")
             self._training = self._data_loader(dataset, self._batches, persistent=True)
-        for pictures, targets, bad in self._training:
+        for images, targets, bad in self._training:
             for path in bad:
                 get_logger().warning(f"{path} cannot be decoded: left out.")
             if len(targets) > 1:
-                yield self._prepare(pictures[0]), targets.to(self.device, non_blocking=True)
+                yield self._prepare(images[0]), targets.to(self.device, non_blocking=True)
 
     def _data_loader(self, dataset: ListDataset, batches, persistent: bool = False) -> DataLoader:
         count = min(self.num_workers, usable_cores())
@@ -209,23 +221,24 @@ class ListDataLoader(BaseDataLoader):
             **workers,
         )
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
+    def _prepare(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] uint8 -> normalized, on the device."""
-        return normalize(pictures.to(self.device, non_blocking=True), self.mean, self.std)
+        return normalize(images.to(self.device, non_blocking=True), self.mean, self.std)
 
     def _evaluation(
-        self, images: ImageList, pipelines: list, rows: Sequence[int], seeds: Sequence[int], source: str
+        self, images: ImageList, pipelines: list, indices: Sequence[int], seeds: Sequence[int], source: str
     ) -> EvaluationBatches:
-        """Batches of (pictures of each pipeline..., labels if there is one pipeline)."""
-        items = list(zip(np.asarray(rows).tolist(), seeds, strict=True))
+        """Batches of (images, labels) for one pipeline; of (images of the first, images of the second) for two."""
+        items = list(zip(np.asarray(indices).tolist(), seeds, strict=True))
         parts = [items[part] for part in batch_slices(len(items), EVALUATION_BATCH)]
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for pictures, targets, _ in self._data_loader(ListDataset(images, pipelines, skip_bad=False), parts):
-                pictures = tuple(self._prepare(p) for p in pictures)
-                yield pictures if len(pictures) > 1 else (*pictures, targets.to(self.device))
+        def batches() -> Iterator[tuple[Tensor, ...]]:
+            for columns, targets, _ in self._data_loader(ListDataset(images, pipelines, skip_bad=False), parts):
+                prepared = tuple(self._prepare(column) for column in columns)
+                yield prepared if len(prepared) > 1 else (*prepared, targets.to(self.device))
 
-        return EvaluationBatches(batches, len(parts), torch.from_numpy(images.targets)[torch.as_tensor(rows)], source)
+        targets = torch.from_numpy(images.targets)[torch.as_tensor(indices)]
+        return EvaluationBatches(batches, len(parts), targets, source)
 
     def split_validation(self) -> EvaluationBatches:
         source = "test set" if self.val_images is self.test_images else "validation set"
@@ -235,17 +248,18 @@ class ListDataLoader(BaseDataLoader):
         return self._plain(self.test_images, "test set")
 
     def _plain(self, images: ImageList, source: str) -> EvaluationBatches:
-        rows = range(len(images))
-        return self._evaluation(images, [pil_transforms.evaluation(self.image_size)], rows, [0] * len(rows), source)
+        pipeline = pil_transforms.evaluation(self.image_size)
+        return self._evaluation(images, [pipeline], range(len(images)), [0] * len(images), source)
 
     def test_distributions(self) -> dict[str, np.ndarray]:
-        return draw_distributions(self.test_images.targets, self.cls_num_list, self.distributions)
+        self._check_test_labels()
+        return distribution_indices(self.test_images.targets, self.cls_num_list, self.distributions)
 
-    def two_view_batches(self, rows: np.ndarray, draw: int) -> EvaluationBatches:
-        # Seeds for all test images, so that an image's views do not depend on which others are asked for.
-        seeds = np.array(_seeds(len(self.test_images), epoch_generator(self.seed, draw, VIEWS)))[rows].tolist()
+    def two_view_batches(self, indices: np.ndarray, pass_number: int) -> EvaluationBatches:
+        # Seeds for all test images, so that the views of an image do not depend on which others are asked for.
+        seeds = np.array(_seeds(len(self.test_images), epoch_generator(self.seed, pass_number, VIEWS)))[indices]
         pipelines = [pil_transforms.view(self.image_size, self.smallest_view)] * 2
-        return self._evaluation(self.test_images, pipelines, rows, seeds, "two views of test images")
+        return self._evaluation(self.test_images, pipelines, indices, seeds.tolist(), "two views of test images")
 
 
 def usable_cores() -> int:
@@ -268,7 +282,7 @@ class PublishedListDataLoader(ListDataLoader):
         batch_size, shuffle, num_workers, balanced, retain_epoch_size, on_bad_image, image_size: as in ListDataLoader.
         list_dir: folder of the lists.
         train_list, val_list, test_list: other lists than the published ones; with another test list, the test
-            distributions are drawn from it.
+            distributions are chosen from it.
         distributions: names of the test distributions; by default the published ones.
     """
 
@@ -294,45 +308,47 @@ class PublishedListDataLoader(ListDataLoader):
         test_list: str | None = None,
         distributions: list[str] | None = None,
     ):
-        self.list_dir, self.drawn = Path(list_dir), test_list is not None
+        self.list_dir = Path(list_dir)
+        self.own_test_list = test_list is not None
         super().__init__(
-            data_dir,
-            train_list or self._list("train"),
-            test_list or self._list(self.test_name),
-            batch_size,
-            val_list or (test_list if self.drawn else self._list("val")),
-            image_size,
-            self.mean,
-            self.std,
-            distributions or self.published,
-            self.jitter,
-            shuffle,
-            num_workers,
-            balanced,
-            retain_epoch_size,
-            on_bad_image,
+            data_dir=data_dir,
+            train_list=train_list or self._list("train"),
+            test_list=test_list or self._list(self.test_name),
+            batch_size=batch_size,
+            val_list=val_list or test_list or self._list("val"),
+            image_size=image_size,
+            mean=self.mean,
+            std=self.std,
+            distributions=distributions or self.published,
+            color_jitter=self.jitter,
+            shuffle=shuffle,
+            num_workers=num_workers,
+            balanced=balanced,
+            retain_epoch_size=retain_epoch_size,
+            on_bad_image=on_bad_image,
         )
 
     def _list(self, name: str) -> str:
         return str(self.list_dir / self.lists.format(name))
 
     def test_distributions(self) -> dict[str, np.ndarray]:
-        """The rows that the published lists name; drawn where the test list is not the published one.
+        """Indices of the images that the published lists name; with a test list of one's own, chosen from it.
 
         Raises:
-            UserError: a list is missing, or names an image that the test list does not.
+            UserError: a list is missing, or names an image that the test list does not; the test images have no labels.
         """
-        if self.drawn:
+        self._check_test_labels()
+        if self.own_test_list:
             return super().test_distributions()
-        row_of = {name: row for row, name in enumerate(self.test_images.names())}
-        rows = {}
+        index_of = {name: index for index, name in enumerate(self.test_images.names())}
+        indices = {}
         for name in self.distributions:
             images = ImageList.read(self._list(name), self.test_images.data_dir)
             try:
-                rows[name] = np.array([row_of[path] for path in images.names()])
+                indices[name] = np.array([index_of[path] for path in images.names()])
             except KeyError as error:
                 raise UserError(
                     f"{images.list_path} names {error.args[0]}, which {self.test_images.list_path} does "
                     "not: take both from the same source."
                 ) from None
-        return rows
+        return indices

@@ -23,20 +23,20 @@ def training(size: int, jitter: float) -> Pipeline:
 
 
 class ColorJitter:
-    """torchvision's ColorJitter of brightness, contrast and saturation: the same draws and pixels, in less time.
+    """torchvision's ColorJitter of brightness, contrast and saturation: the same factors and pixels, in less time.
 
-    Brightness and contrast map each value by itself, so that a table of 256 values does for blending two images.
+    Brightness and contrast change each value by itself, so a table of 256 values replaces the blending of two images.
 
     Args:
         strength: factors are uniform in [1 - strength, 1 + strength].
     """
 
     def __init__(self, strength: float):
-        self.draw = torchvision().transforms.ColorJitter(strength, strength, strength)
+        self.jitter = torchvision().transforms.ColorJitter(strength, strength, strength)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        order, brightness, contrast, saturation, _ = self.draw.get_params(
-            self.draw.brightness, self.draw.contrast, self.draw.saturation, self.draw.hue
+        order, brightness, contrast, saturation, _ = self.jitter.get_params(
+            self.jitter.brightness, self.jitter.contrast, self.jitter.saturation, self.jitter.hue
         )
         for kind in order.tolist():
             if kind == 0:
@@ -51,7 +51,10 @@ class ColorJitter:
 
 
 def blend_with_value(image: Image.Image, value: int, factor: float) -> Image.Image:
-    """Pillow's Image.blend of a plain image of one value with `image`; outside 0..1, where that is slow, by a table."""
+    """What Pillow's Image.blend makes of a uniform image of `value` and `image`.
+
+    A table of values replaces it for factors above 1, where it is slow.
+    """
     if factor <= 1:
         return Image.blend(Image.new("RGB", image.size, (value, value, value)), image, factor)
     factor = np.float32(factor)
@@ -60,7 +63,7 @@ def blend_with_value(image: Image.Image, value: int, factor: float) -> Image.Ima
 
 
 def evaluation(size: int) -> Pipeline:
-    """Shorter side to S * 256 / 224, centre crop."""
+    """Shorter side to S * 256 / 224, center crop."""
     t = torchvision().transforms
     return t.Compose([t.Resize(round(size * 256 / 224)), t.CenterCrop(size)])
 

@@ -1,21 +1,26 @@
-"""The order in which training images are visited."""
+"""The order in which images are visited: which images an epoch has, how they form batches, who gets which part.
+
+An index is the number of an image in its data set.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 
 def epoch_order(count: int, shuffle: bool, generator: torch.Generator) -> Tensor:
-    """Every image once: [N] row numbers, shuffled or in file order."""
+    """Every image once: [N] indices, shuffled or in file order."""
     return torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
 
 
 def balanced_order(targets: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Class-balanced sampling with replacement: a class at random, then one of its images; [size] row numbers.
+    """Class-balanced sampling with replacement: a random class, then a random image of it; [size] indices.
 
     Args:
-        targets: labels, [N].
-        size: draws in the epoch.
-        generator: of the draws.
+        targets: labels, [N]; every class has an image.
+        size: samples in the epoch.
+        generator: of the random numbers.
     """
     by_class = torch.argsort(targets, stable=True)
     counts = torch.bincount(targets)
@@ -24,25 +29,39 @@ def balanced_order(targets: Tensor, size: int, generator: torch.Generator) -> Te
     return by_class[(counts.cumsum(0) - counts)[classes] + within]
 
 
-def process_share(batch: slice, count: int, rank: int, world_size: int) -> slice:
-    """The part of a global batch that one of several processes works on; shares differ by at most one image.
-
-    Args:
-        batch: rows of the global batch.
-        count: images in the epoch (the last batch may be cut short).
-        rank, world_size: number of the process, and of processes.
-    """
-    start, stop = batch.start, min(batch.stop, count)
-    size = stop - start
-    return slice(start + size * rank // world_size, start + size * (rank + 1) // world_size)
-
-
 def batch_slices(count: int, batch_size: int, smallest: int = 1) -> list[slice]:
     """Consecutive batches over `count` images; a last batch of fewer than `smallest` images is left out.
 
-    In training, batch statistics of a single image would be no batch's, so every process gets two or the batch goes.
+    Training asks for two images per process at least: batch norm cannot train on a single one.
     """
     slices = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     if slices and slices[-1].stop - slices[-1].start < smallest:
         slices.pop()
     return slices
+
+
+def shard(batch: slice, rank: int, world_size: int) -> slice:
+    """The part of a global batch that one of several processes works on; parts differ by at most one image.
+
+    Args:
+        batch: one of `batch_slices`.
+        rank, world_size: number of the process, and of processes.
+    """
+    size = batch.stop - batch.start
+    return slice(batch.start + size * rank // world_size, batch.start + size * (rank + 1) // world_size)
+
+
+class EpochBatches:
+    """Batch sampler for torch's DataLoader whose batches are replaced every epoch, so that its workers stay alive.
+
+    A batch is a list of items (index, seed), see ListDataset.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)

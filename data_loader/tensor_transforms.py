@@ -1,7 +1,7 @@
 """Augmentation of small images as tensor operations on whole batches, on whatever device the images are.
 
-Every image of a batch has its own random parameters. They are drawn first ("draw"), then applied, so that a draw can be
-replayed, shared between processes and compared with Pillow.
+Every image of a batch has its own random parameters. They are sampled first (`sample_params`) and then applied
+(`apply`), so that they can be repeated, split between processes and compared with Pillow.
 """
 
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ def normalize(images: Tensor, mean: tuple[float, float, float], std: tuple[float
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
     mean, std = images.new_tensor(mean), images.new_tensor(std)
-    if images.is_contiguous(memory_format=torch.channels_last):  # whole rows at once: three times as fast on a CPU
-        rows = images.permute(0, 2, 3, 1).flatten(2)  # [B, H, W * 3], a view
-        rows = (rows - mean.repeat(images.shape[3])).div_(std.repeat(images.shape[3]))
-        return rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+    if images.is_contiguous(memory_format=torch.channels_last):  # whole pixel rows: three times as fast on a CPU
+        pixel_rows = images.permute(0, 2, 3, 1).flatten(2)  # [B, H, W * 3], a view
+        pixel_rows = (pixel_rows - mean.repeat(images.shape[3])).div_(std.repeat(images.shape[3]))
+        return pixel_rows.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
     return (images - mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
 
 
 # --- Training: crop with zero padding, flip, rotation; pixel for pixel what torchvision does with Pillow. ------------
 
 
-class GeometricDraw(NamedTuple):
+class GeometricParams(NamedTuple):
     """Parameters of crop, flip and rotation for B images."""
 
     top: Tensor  # [B] int64, first row of the crop in the padded image
@@ -35,15 +35,15 @@ class GeometricDraw(NamedTuple):
     flip: Tensor  # [B] bool
     rotation: Tensor  # [B, 6] int64 from `rotation_coefficients`
 
-    def rows(self, index: slice | Tensor) -> "GeometricDraw":
-        return GeometricDraw(*(field[index] for field in self))
+    def select(self, indices: slice | Tensor) -> "GeometricParams":
+        return GeometricParams(*(field[indices] for field in self))
 
-    def to(self, device: torch.device) -> "GeometricDraw":
-        return GeometricDraw(*(field.to(device, non_blocking=True) for field in self))
+    def to(self, device: torch.device) -> "GeometricParams":
+        return GeometricParams(*(field.to(device, non_blocking=True) for field in self))
 
 
 def rotation_coefficients(degrees: Tensor, size: int) -> Tensor:
-    """Pillow's inverse affine map for a rotation about the centre, in 16.16 fixed point.
+    """Pillow's inverse affine map for a rotation about the center, in 16.16 fixed point.
 
     The pixel at (x, y) of the rotated image is the source pixel at (c0 x + c1 y + c2, c3 x + c4 y + c5) >> 16.
 
@@ -55,16 +55,18 @@ def rotation_coefficients(degrees: Tensor, size: int) -> Tensor:
         [B, 6] int64.
     """
     angle = -np.radians(degrees.double().numpy())
-    cos, sin, centre = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15), size / 2
-    c2 = -cos * centre - sin * centre + centre
-    c5 = sin * centre - cos * centre + centre
+    cos = np.round(np.cos(angle), 15)
+    sin = np.round(np.sin(angle), 15)
+    center = size / 2
+    c2 = -cos * center - sin * center + center
+    c5 = sin * center - cos * center + center
     exact = np.stack([cos, sin, c2 + (cos + sin) * 0.5, -sin, cos, c5 + (cos - sin) * 0.5], axis=1)
     return torch.from_numpy(np.floor(exact * 65536 + 0.5).astype(np.int64))
 
 
 @dataclass(frozen=True)
 class CropFlipRotate:
-    """Random crop with zero padding, random horizontal flip, random rotation (nearest neighbour, zero fill).
+    """Random crop with zero padding, random horizontal flip, random rotation (nearest neighbor, zero fill).
 
     Args:
         size: width and height of the images.
@@ -78,23 +80,26 @@ class CropFlipRotate:
     flip: bool = True
     degrees: float = 15.0
 
-    def draw(self, count: int, generator: torch.Generator) -> GeometricDraw:
+    def sample_params(self, count: int, generator: torch.Generator) -> GeometricParams:
+        """Random parameters of `count` images, on the CPU."""
         offsets = torch.randint(0, 2 * self.padding + 1, (2, count), generator=generator)
         flip = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
         degrees = (torch.rand(count, generator=generator) * 2 - 1) * self.degrees
-        return GeometricDraw(offsets[0], offsets[1], flip, rotation_coefficients(degrees, self.size))
+        return GeometricParams(offsets[0], offsets[1], flip, rotation_coefficients(degrees, self.size))
 
-    def apply(self, images: Tensor, draw: GeometricDraw) -> Tensor:
-        """[B, 3, S, S] and the draw on the same device -> [B, 3, S, S], one gather for all three steps."""
+    def apply(self, images: Tensor, params: GeometricParams) -> Tensor:
+        """[B, 3, S, S] and params of B images on the same device -> [B, 3, S, S]; one gather does all three steps."""
         steps = torch.arange(self.size, device=images.device)
-        c = draw.rotation.T[:, :, None, None]  # six of [B, 1, 1]
-        x, y = steps[None, None, :], steps[None, :, None]
+        c = params.rotation.T[:, :, None, None]  # six of [B, 1, 1]
+        x = steps[None, None, :]
+        y = steps[None, :, None]
         # Backwards from the result to the source: undo the rotation, the flip, the crop.
-        source_x, source_y = (c[0] * x + c[1] * y + c[2]) >> 16, (c[3] * x + c[4] * y + c[5]) >> 16  # [B, S, S]
+        source_x = (c[0] * x + c[1] * y + c[2]) >> 16  # [B, S, S]
+        source_y = (c[3] * x + c[4] * y + c[5]) >> 16
         inside = _within(source_x, self.size) & _within(source_y, self.size)
-        source_x = torch.where(draw.flip[:, None, None], self.size - 1 - source_x, source_x)
-        source_x = source_x + (draw.left - self.padding)[:, None, None]
-        source_y = source_y + (draw.top - self.padding)[:, None, None]
+        source_x = torch.where(params.flip[:, None, None], self.size - 1 - source_x, source_x)
+        source_x = source_x + (params.left - self.padding)[:, None, None]
+        source_y = source_y + (params.top - self.padding)[:, None, None]
         inside &= _within(source_x, self.size) & _within(source_y, self.size)
         return _gather_pixels(images, source_y, source_x, inside)
 
@@ -114,10 +119,10 @@ def _gather_pixels(images: Tensor, y: Tensor, x: Tensor, inside: Tensor) -> Tens
 # --- Test time: two random views of every image (MoCo v2's augmentation, arXiv 2003.04297). -------------------------
 
 
-class ViewDraw(NamedTuple):
+class ViewParams(NamedTuple):
     """Parameters of one random view of each of B images."""
 
-    crop: GeometricDraw  # crop and flip; the rotation is by 0 degrees
+    crop: GeometricParams  # crop and flip; the rotation is by 0 degrees
     jitter: Tensor  # [B] bool, whether colors change
     factors: Tensor  # [B, 4] brightness, contrast, saturation factors; hue shift
     order: Tensor  # [B, 4] int64, order of these four, a permutation of 0..3 in each row
@@ -125,11 +130,11 @@ class ViewDraw(NamedTuple):
     blur: Tensor  # [B] bool
     sigma: Tensor  # [B] of the blur, in pixels
 
-    def rows(self, index: slice | Tensor) -> "ViewDraw":
-        return ViewDraw(self.crop.rows(index), *(field[index] for field in self[1:]))
+    def select(self, indices: slice | Tensor) -> "ViewParams":
+        return ViewParams(self.crop.select(indices), *(field[indices] for field in self[1:]))
 
-    def to(self, device: torch.device) -> "ViewDraw":
-        return ViewDraw(self.crop.to(device), *(field.to(device, non_blocking=True) for field in self[1:]))
+    def to(self, device: torch.device) -> "ViewParams":
+        return ViewParams(self.crop.to(device), *(field.to(device, non_blocking=True) for field in self[1:]))
 
 
 @dataclass(frozen=True)
@@ -161,16 +166,18 @@ class ViewAugmentation:
     blur_p: float = 0.2
     sigma: tuple[float, float] = (0.1, 2.0)
 
-    def draw(self, count: int, generator: torch.Generator) -> ViewDraw:
+    def sample_params(self, count: int, generator: torch.Generator) -> ViewParams:
+        """Random parameters of one view of each of `count` images, on the CPU."""
+
         def uniform(low: float, high: float) -> Tensor:
             return torch.empty(count).uniform_(low, high, generator=generator)
 
         def chosen(probability: float) -> Tensor:
             return torch.rand(count, generator=generator) < probability
 
-        crop = CropFlipRotate(self.size, self.padding, self.flip, degrees=0.0).draw(count, generator)
+        crop = CropFlipRotate(self.size, self.padding, self.flip, degrees=0.0).sample_params(count, generator)
         factors = [uniform(1 - v, 1 + v) for v in (self.brightness, self.contrast, self.saturation)]
-        return ViewDraw(
+        return ViewParams(
             crop,
             jitter=chosen(self.jitter_p),
             factors=torch.stack([*factors, uniform(-self.hue, self.hue)], dim=1),
@@ -180,20 +187,20 @@ class ViewAugmentation:
             sigma=uniform(*self.sigma),
         )
 
-    def apply(self, images: Tensor, draw: ViewDraw) -> Tensor:
-        """One view of each image: [B, 3, S, S] uint8 and the draw on the same device -> [B, 3, S, S] in 0..1."""
-        images = CropFlipRotate(self.size, self.padding).apply(images, draw.crop).float().div_(255)
-        rows = draw.jitter.nonzero()[:, 0]
-        images[rows] = color_jitter(images[rows], draw.factors[rows], draw.order[rows])
-        rows = draw.grayscale.nonzero()[:, 0]
-        images[rows] = luma(images[rows]).expand(-1, 3, -1, -1)
-        rows = draw.blur.nonzero()[:, 0]
-        images[rows] = gaussian_blur(images[rows], draw.sigma[rows])
+    def apply(self, images: Tensor, params: ViewParams) -> Tensor:
+        """One view of each image: [B, 3, S, S] uint8 and params on the same device -> [B, 3, S, S] in 0..1."""
+        images = CropFlipRotate(self.size, self.padding).apply(images, params.crop).float().div_(255)
+        chosen = params.jitter.nonzero()[:, 0]
+        images[chosen] = color_jitter(images[chosen], params.factors[chosen], params.order[chosen])
+        chosen = params.grayscale.nonzero()[:, 0]
+        images[chosen] = luma(images[chosen]).expand(-1, 3, -1, -1)
+        chosen = params.blur.nonzero()[:, 0]
+        images[chosen] = gaussian_blur(images[chosen], params.sigma[chosen])
         return images
 
 
 def luma(images: Tensor) -> Tensor:
-    """ITU-R 601 grey value: [B, 3, H, W] -> [B, 1, H, W]."""
+    """ITU-R 601 gray value: [B, 3, H, W] -> [B, 1, H, W]."""
     weights = images.new_tensor((0.299, 0.587, 0.114)).view(1, 3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True)
 
@@ -240,10 +247,10 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         order: [B, 4], a permutation of 0..3 in each row.
     """
     images = images.clone()
-    for turn in order.unbind(1):
+    for step in order.unbind(1):  # [B]: which adjustment comes next for each image
         for kind, adjust in enumerate(ADJUSTMENTS):
-            rows = (turn == kind).nonzero()[:, 0]
-            images[rows] = adjust(images[rows], factors[rows, kind].view(-1, 1, 1, 1))
+            chosen = (step == kind).nonzero()[:, 0]
+            images[chosen] = adjust(images[chosen], factors[chosen, kind].view(-1, 1, 1, 1))
     return images
 
 

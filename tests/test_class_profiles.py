@@ -8,10 +8,10 @@ from data_loader.class_profiles import (
     CIFAR_DISTRIBUTIONS,
     check_distributions,
     distribution_counts,
-    draw_distributions,
-    draw_rows,
+    distribution_indices,
     long_tail_counts,
     shot_groups,
+    subset_indices,
 )
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 
@@ -64,36 +64,36 @@ def test_lists_of_distributions(names):
         check_distributions(names)
 
 
-def test_draws_are_repeatable_and_leave_numpy_alone():
+def test_subsets_are_repeatable_and_leave_numpy_alone():
     targets = np.repeat(np.arange(5), 20)
     np.random.seed(7)
     before = np.random.get_state()[1].copy()
-    rows = draw_rows(targets, [20, 10, 5, 2, 1])
+    indices = subset_indices(targets, [20, 10, 5, 2, 1])
     assert (np.random.get_state()[1] == before).all()
-    assert (rows == draw_rows(targets, [20, 10, 5, 2, 1])).all()
-    assert np.bincount(targets[rows]).tolist() == [20, 10, 5, 2, 1]
+    assert (indices == subset_indices(targets, [20, 10, 5, 2, 1])).all()
+    assert np.bincount(targets[indices]).tolist() == [20, 10, 5, 2, 1]
 
 
-INDEX_SUMS = golden_json("cifar100_lt_indices_sha256.json")  # of the row numbers as little-endian int64
+INDEX_SUMS = golden_json("cifar100_lt_indices_sha256.json")  # of the indices as little-endian int64
 
 
-def checksum(rows: np.ndarray) -> str:
-    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+def checksum(indices: np.ndarray) -> str:
+    return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("ratio", FACTORS)
 def test_training_images_are_the_references(cifar_dir, ratio):
     loader = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128, imb_factor=FACTORS[ratio])
     whole = loader.load(train=True)
-    rows = draw_rows(whole.targets.numpy(), loader.cls_num_list)
-    assert checksum(rows) == INDEX_SUMS[f"train_ir{ratio}"]
-    assert (loader.train_set.images == whole.images[rows]).all()
+    indices = subset_indices(whole.targets.numpy(), loader.cls_num_list)
+    assert checksum(indices) == INDEX_SUMS[f"train_ir{ratio}"]
+    assert (loader.train_set.images == whole.images[indices]).all()
 
 
 def test_test_images_are_the_references(cifar_dir):
     loader = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128, imb_factor=0.01)
-    distributions = draw_distributions(loader.test_set.targets.numpy(), loader.cls_num_list)
+    distributions = distribution_indices(loader.test_set.targets.numpy(), loader.cls_num_list)
     assert list(distributions) == list(CIFAR_DISTRIBUTIONS)
     assert len(distributions.pop("uniform")) == 10_000
-    for name, rows in distributions.items():
-        assert checksum(rows) == INDEX_SUMS[f"test_{name}"], name
+    for name, indices in distributions.items():
+        assert checksum(indices) == INDEX_SUMS[f"test_{name}"], name

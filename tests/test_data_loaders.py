@@ -4,7 +4,7 @@ import torch
 
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader, ImbalanceDigitsDataLoader
 from data_loader.datasets import load_digits
-from data_loader.samplers import batch_slices, process_share
+from data_loader.samplers import batch_slices, shard
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
 
@@ -19,8 +19,8 @@ def test_digits_split():
     assert len(train.targets) + len(test.targets) == 1797
     assert torch.bincount(test.targets).tolist() == [50] * 10
     assert torch.bincount(train.targets).min() >= ImbalanceDigitsDataLoader.largest_class
-    flat = {row.numpy().tobytes() for row in train.images}
-    assert sum(row.numpy().tobytes() in flat for row in test.images) < 3  # no test image was trained on
+    trained_on = {image.numpy().tobytes() for image in train.images}
+    assert sum(image.numpy().tobytes() in trained_on for image in test.images) < 3  # no test image was trained on
 
 
 def test_training_batches(loader):
@@ -44,18 +44,18 @@ def test_epochs_differ_and_repeat(loader):
     assert not torch.equal(epoch(1), of_seed_0)
 
 
-def test_processes_share_every_global_batch(loader):
+def test_processes_split_every_global_batch(loader):
     whole = [target for _, target in loader]
-    shares = []
+    shards = []
     for rank in range(2):
         loader.prepare(torch.device("cpu"), seed=0, rank=rank, world_size=2)
-        shares.append(list(loader))
+        shards.append(list(loader))
     for step, target in enumerate(whole):
-        torch.testing.assert_close(torch.cat([shares[rank][step][1] for rank in range(2)]), target)
+        torch.testing.assert_close(torch.cat([shards[rank][step][1] for rank in range(2)]), target)
 
 
-def test_shares_and_slices():
-    assert [process_share(slice(10, 20), 17, r, 3) for r in range(3)] == [slice(10, 12), slice(12, 14), slice(14, 17)]
+def test_shards_and_slices():
+    assert [shard(slice(10, 17), r, 3) for r in range(3)] == [slice(10, 12), slice(12, 14), slice(14, 17)]
     assert batch_slices(10, 4) == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert batch_slices(9, 4, smallest=2) == [slice(0, 4), slice(4, 8)]
     assert batch_slices(9, 4)[-1] == slice(8, 9)
@@ -75,17 +75,17 @@ def test_distributions(loader):
     assert list(distributions)[0] == "forward50" and list(distributions)[-1] == "backward50"
     counts = np.bincount(targets[distributions["backward50"]], minlength=10)
     assert counts[0] == 1 and counts[-1] == 50 and (np.diff(counts) >= 0).all()
-    assert all(len(set(rows)) == len(rows) for rows in distributions.values())
+    assert all(len(set(indices)) == len(indices) for indices in distributions.values())
 
 
 def test_two_views(loader):
-    rows = np.array([3, 499, 250])
-    ((first, second),) = loader.two_view_batches(rows, draw=0)
+    indices = np.array([3, 499, 250])
+    ((first, second),) = loader.two_view_batches(indices, pass_number=0)
     assert first.shape == second.shape == (3, 3, 16, 16)
     assert not torch.equal(first, second)
-    ((again, _),) = loader.two_view_batches(np.arange(500)[[250, 3]], draw=0)
+    ((again, _),) = loader.two_view_batches(np.arange(500)[[250, 3]], pass_number=0)
     torch.testing.assert_close(again, first[[2, 0]], rtol=0, atol=1e-5)
-    ((other, _),) = loader.two_view_batches(rows, draw=1)
+    ((other, _),) = loader.two_view_batches(indices, pass_number=1)
     assert not torch.equal(other, first)
 
 
@@ -100,3 +100,58 @@ def test_bad_values(tmp_path):
     with pytest.raises(UserError, match="does not hold the official CIFAR100 files"):
         next(iter(loader))
     assert (tmp_path / "cifar-100-python" / "train").read_bytes() == b"not CIFAR"
+
+
+def test_class_names_and_image_size(loader):
+    assert loader.class_names == [str(c) for c in range(10)] and loader.image_size == 16
+    assert ImbalanceCIFAR100DataLoader.image_size == 32
+
+
+def test_balanced_sampling(loader):
+    balanced = ImbalanceDigitsDataLoader(batch_size=50, imb_factor=0.05, balanced=True)
+    assert len(balanced) == len(loader) == 9
+
+    def epoch(number):
+        balanced.set_epoch(number)
+        return [torch.cat(column) for column in zip(*balanced, strict=True)]
+
+    images, targets = epoch(1)
+    assert len(images) == len(targets) == sum(balanced.cls_num_list)
+    counts = torch.stack([torch.bincount(epoch(number)[1], minlength=10) for number in range(20)]).sum(dim=0)
+    expected = 2 * len(targets)  # of each of 10 classes in 20 epochs
+    assert (counts - expected).abs().max() < 5 * expected**0.5
+    assert all(torch.equal(a, b) for a, b in zip(epoch(1), (images, targets), strict=True))
+    assert not torch.equal(epoch(2)[1], targets)
+    balanced.prepare(torch.device("cpu"), seed=0, rank=1, world_size=2)
+    balanced.set_epoch(1)
+    assert torch.equal(next(iter(balanced))[1], targets[25:50])  # the same epoch, whatever the processes
+
+
+def test_other_test_images(loader):
+    before = torch.cat([images for images, _ in loader.test_batches()])
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    other = loader.with_test_images(images)
+    ((batch, targets),) = other.test_batches()
+    torch.testing.assert_close(batch, normalize(images, loader.mean, loader.std))
+    assert targets.tolist() == [0] * 5 and other.cls_num_list == loader.cls_num_list
+    ((first, second),) = other.two_view_batches(np.array([4, 0]), pass_number=0)
+    assert first.shape == second.shape == (2, 3, 16, 16)
+    with pytest.raises(UserError, match="unlabelled"):
+        other.test_distributions()
+    assert torch.equal(torch.cat([images for images, _ in loader.test_batches()]), before)
+    assert len(loader.test_distributions()["uniform"]) == 500
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("some/folder", r"ImbalanceDigitsDataLoader reads no image files: give a uint8 tensor \[N, 3, 16, 16\]"),
+        (torch.zeros(2, 3, 16, 16), r"not float32 \[2, 3, 16, 16\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"uint8 tensor \[N, 3, 16, 16\] .* not uint8 \[2, 3, 8, 8\]"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), "with one image at least"),
+        (torch.zeros(0, 3, 16, 16, dtype=torch.uint8), "with one image at least"),
+    ],
+)
+def test_test_images_that_cannot_be_used(loader, images, message):
+    with pytest.raises(UserError, match=message):
+        loader.with_test_images(images)

@@ -1,4 +1,4 @@
-"""List files, decoding, and the loaders for large images, on pictures made here."""
+"""List files, decoding, and the loaders for large images, on images made here."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ COUNTS = [12, 6, 3]  # training images of the three classes
 SIZE = 32
 
 
-def picture(label: int, number: int) -> Image.Image:
+def make_image(label: int, number: int) -> Image.Image:
     generator = np.random.RandomState(100 * label + number)
     pixels = generator.randint(0, 80, (40, 56, 3))
     pixels[..., label] += 150
@@ -32,7 +32,7 @@ def picture(label: int, number: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three classes of pictures with a training and a balanced test list."""
+    """Three classes of images with a training and a balanced test list."""
     root = tmp_path_factory.mktemp("images")
     for split, counts in (("train", COUNTS), ("test", [4, 4, 4])):
         lines = []
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
             (root / split / f"class {label}").mkdir(parents=True)
             for number in range(count):
                 name = f"{split}/class {label}/{number}.png"
-                picture(label, number + 50 * (split == "test")).save(root / name)
+                make_image(label, number + 50 * (split == "test")).save(root / name)
                 lines.append(f"{name} {label}\n")
         (root / f"{split}.txt").write_text("".join(lines))
     return root
@@ -109,13 +109,13 @@ def test_missing_list_and_labels_out_of_range(folder, tmp_path):
 # --- decoding ---
 
 
-def test_every_kind_of_picture_becomes_rgb(tmp_path):
+def test_every_kind_of_image_becomes_rgb(tmp_path):
     rgb = Image.fromarray(np.full((8, 12, 3), (200, 100, 50), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     kinds = {
         "rgb.png": rgb,
-        "grey.png": rgb.convert("L"),
+        "gray.png": rgb.convert("L"),
         "palette.png": rgb.convert("P"),
         "alpha.png": rgb.convert("RGBA"),
         "cmyk.jpg": rgb.convert("CMYK"),
@@ -125,7 +125,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path):
         image.save(tmp_path / name)
         decoded = decode(tmp_path / name)
         assert decoded.mode == "RGB" and decoded.size == (12, 8)
-        expected = {"grey.png": 124, "bits16.png": 200, "palette.png": None}.get(name, 200)
+        expected = {"gray.png": 124, "bits16.png": 200, "palette.png": None}.get(name, 200)
         if expected:
             assert abs(int(np.asarray(decoded)[4, 6, 0]) - expected) <= 4, name
     rgb.save(tmp_path / "turned.jpg", exif=exif)
@@ -172,7 +172,7 @@ def test_epochs_repeat_whatever_the_workers(folder):
     alone, shared = make(folder), make(folder, num_workers=2)
     before = torch.get_rng_state()
     first = epoch(alone, 1)
-    assert torch.equal(before, torch.get_rng_state())  # the draws leave the global generator alone
+    assert torch.equal(before, torch.get_rng_state())  # the loader leaves the global generator alone
     assert not torch.equal(first, epoch(alone, 2))
     assert torch.equal(epoch(shared, 5), epoch(alone, 5)) and torch.equal(epoch(shared, 1), first)
 
@@ -192,12 +192,32 @@ def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
 
 def test_two_views(folder):
     loader = make(folder)
-    ((first, second),) = loader.two_view_batches(np.array([3, 11, 5]), draw=0)
+    ((first, second),) = loader.two_view_batches(np.array([3, 11, 5]), pass_number=0)
     assert first.shape == (3, 3, SIZE, SIZE) and not torch.equal(first, second)
-    ((again, _),) = loader.two_view_batches(np.array([5, 3]), draw=0)
+    ((again, _),) = loader.two_view_batches(np.array([5, 3]), pass_number=0)
     torch.testing.assert_close(again, first[[2, 0]], rtol=0, atol=0)
-    ((other, _),) = loader.two_view_batches(np.array([5, 3]), draw=1)
+    ((other, _),) = loader.two_view_batches(np.array([5, 3]), pass_number=1)
     assert not torch.equal(other, again)
+
+
+def test_other_test_images(folder):
+    loader = make(folder)
+    other = loader.with_test_images(folder / "train")
+    assert len(other.test_batches().targets) == sum(COUNTS) and other.test_images.name(20) == "class 2/2.png"
+    images = torch.cat([images for images, _ in other.test_batches()])
+    ((of_list, _),) = loader.with_test_images(loader.train_images).test_batches()
+    order = [loader.train_images.names().index(f"train/{name}") for name in other.test_images.names()]
+    torch.testing.assert_close(images, of_list[order])
+    ((first, _),) = other.two_view_batches(np.array([20]), pass_number=0)
+    assert first.shape == (1, 3, SIZE, SIZE)
+    with pytest.raises(UserError, match="unlabelled"):
+        other.test_distributions()
+    assert len(loader.test_batches().targets) == 12 and list(loader.test_distributions()) == list(loader.distributions)
+    assert torch.equal(next(iter(other))[0], next(iter(loader))[0])  # training is the same, each with its own workers
+    with pytest.raises(UserError, match="ListDataLoader reads image files: give a folder or an ImageList, not Tensor"):
+        loader.with_test_images(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
+    with pytest.raises(UserError, match="no image file under"):
+        loader.with_test_images(str(folder / "absent"))
 
 
 def test_distributions_of_an_unbalanced_test_set(folder, tmp_path):
@@ -205,17 +225,17 @@ def test_distributions_of_an_unbalanced_test_set(folder, tmp_path):
     (tmp_path / "test.txt").write_text("".join(lines[:4] + lines[4:6] + lines[8:11]))  # 4, 2, 3 images
     loader = make(folder, test_list=str(tmp_path / "test.txt"))
     counts = {
-        name: np.bincount(loader.test_images.targets[rows], minlength=3).tolist()
-        for name, rows in loader.test_distributions().items()
+        name: np.bincount(loader.test_images.targets[indices], minlength=3).tolist()
+        for name, indices in loader.test_distributions().items()
     }
     assert counts == {"forward2": [2, 1, 1], "uniform": [2, 2, 2], "backward2": [1, 1, 2]}
 
 
 def test_balanced_sampling(folder):
     order = balanced_order(torch.tensor([0] * 90 + [1] * 9 + [2]), 6000, torch.Generator().manual_seed(0))
-    drawn = torch.bincount(order, minlength=100)
-    assert len(order) == 6000 and drawn.min() > 0
-    classes = torch.stack([drawn[:90].sum(), drawn[90:99].sum(), drawn[99]])
+    times = torch.bincount(order, minlength=100)
+    assert len(order) == 6000 and times.min() > 0
+    classes = torch.stack([times[:90].sum(), times[90:99].sum(), times[99]])
     assert (classes - 2000).abs().max() < 150
     loader = make(folder, balanced=True, retain_epoch_size=False)
     assert sum(len(target) for _, target in loader) == 36 and len(loader) == 5
@@ -237,7 +257,7 @@ def published(folder, tmp_path, name: str, train: list[int]):
     root.mkdir()
     prefix = name.split("_v2")[0]
     images = {split: ImageList.read(folder / f"{split}.txt", folder) for split in ("train", "test")}
-    number = np.argsort(np.argsort(-np.array(train), kind="stable")).tolist()  # class c shows pictures of number[c]
+    number = np.argsort(np.argsort(-np.array(train), kind="stable")).tolist()  # class c shows images of number[c]
     new = [number.index(old) for old in range(3)]
     for target, source in (("train", "train"), ("val", "test"), ("test", "test")):
         (root / f"{prefix}_{target}.txt").write_text(
@@ -262,12 +282,12 @@ def test_published_lists_give_the_distributions(folder, tmp_path):
 def test_places_labels_are_renumbered_by_frequency(folder, tmp_path):
     published(folder, tmp_path, "Places_LT_v2", [3, 12, 6])
     loader = Places_LT(str(folder), 8, num_workers=0, image_size=SIZE, list_dir=str(tmp_path))
-    assert loader.cls_num_list == [12, 6, 3] and loader.class_map == [1, 2, 0]
+    assert loader.cls_num_list == [12, 6, 3] and loader.class_map == [1, 2, 0] and loader.class_names == ["1", "2", "0"]
     assert np.bincount(loader.train_images.targets).tolist() == [12, 6, 3]
     assert loader.test_images.targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
-# --- from a folder of pictures to predictions, through the scripts ---
+# --- from a folder of images to predictions, through the scripts ---
 
 
 def test_one_s_own_images_from_end_to_end(folder, tmp_path):
@@ -322,3 +342,6 @@ def test_class_names(folder, tmp_path):
         make(folder, class_names=str(tmp_path / "classes.txt"))
     with pytest.raises(UserError, match="class names .* cannot be read"):
         make(folder, class_names=str(tmp_path / "absent.txt"))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    assert make(folder, class_names=str(tmp_path / "classes.txt")).class_names == ["a", "b", "c"]
+    assert make(folder).class_names == ["0", "1", "2"]

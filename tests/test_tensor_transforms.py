@@ -6,9 +6,9 @@ from PIL import Image, ImageFilter
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 from data_loader.tensor_transforms import (
     CropFlipRotate,
-    GeometricDraw,
+    GeometricParams,
     ViewAugmentation,
-    ViewDraw,
+    ViewParams,
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -22,27 +22,27 @@ from utils.seed import epoch_generator
 from utils.torchvision_import import torchvision
 
 
-def draw(count: int, size: int = 32):
-    """A draw, with the values torchvision needs to repeat it."""
+def random_params(count: int, size: int = 32):
+    """Parameters, with the angles that torchvision needs to repeat them."""
     generator = torch.Generator().manual_seed(5)
     top, left = torch.randint(0, 9, (2, count), generator=generator)
     flip = torch.rand(count, generator=generator) < 0.5
     degrees = torch.rand(count, generator=generator) * 30 - 15
-    return GeometricDraw(top, left, flip, rotation_coefficients(degrees, size)), degrees
+    return GeometricParams(top, left, flip, rotation_coefficients(degrees, size)), degrees
 
 
-def with_pillow(image: torch.Tensor, given: GeometricDraw, degrees: torch.Tensor, i: int, size: int) -> np.ndarray:
+def with_pillow(image: torch.Tensor, given: GeometricParams, degrees: torch.Tensor, i: int, size: int) -> np.ndarray:
     functional = torchvision().transforms.functional
-    picture = functional.pad(Image.fromarray(image.permute(1, 2, 0).numpy()), 4)
-    picture = functional.crop(picture, int(given.top[i]), int(given.left[i]), size, size)
-    picture = functional.hflip(picture) if given.flip[i] else picture
-    return np.asarray(functional.rotate(picture, float(degrees[i])))
+    photo = functional.pad(Image.fromarray(image.permute(1, 2, 0).numpy()), 4)
+    photo = functional.crop(photo, int(given.top[i]), int(given.left[i]), size, size)
+    photo = functional.hflip(photo) if given.flip[i] else photo
+    return np.asarray(functional.rotate(photo, float(degrees[i])))
 
 
 @pytest.mark.parametrize("size", [32, 16, 31])
 def test_training_augmentation_equals_torchvision_pixel_for_pixel(size):
     images = torch.randint(1, 256, (300, 3, size, size), dtype=torch.uint8)
-    given, degrees = draw(300, size)
+    given, degrees = random_params(300, size)
     result = CropFlipRotate(size).apply(images, given)
     for i in range(300):
         expected = with_pillow(images[i], given, degrees, i, size)
@@ -51,7 +51,7 @@ def test_training_augmentation_equals_torchvision_pixel_for_pixel(size):
 
 def test_training_augmentation_on_real_images(cifar_dir):
     images = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128).test_set.images[:2000]
-    given, degrees = draw(2000)
+    given, degrees = random_params(2000)
     result = CropFlipRotate(32).apply(images, given)
     pixels = result.permute(0, 2, 3, 1).numpy()
     different = [i for i in range(2000) if not np.array_equal(pixels[i], with_pillow(images[i], given, degrees, i, 32))]
@@ -67,21 +67,21 @@ def test_normalize_is_torchvisions():
     torch.testing.assert_close(normalize(image[None], mean, std)[0], expected, rtol=0, atol=0)
 
 
-def test_draws_cover_their_ranges_and_depend_on_the_epoch():
+def test_parameters_cover_their_ranges_and_depend_on_the_epoch():
     augmentation = CropFlipRotate(32)
-    drawn = augmentation.draw(4000, epoch_generator(1, 1))
-    assert drawn.top.unique().tolist() == list(range(9)) and drawn.left.unique().tolist() == list(range(9))
-    assert 0.45 < drawn.flip.float().mean() < 0.55
-    angles = torch.rad2deg(torch.atan2(drawn.rotation[:, 3].double(), drawn.rotation[:, 0].double()))
+    params = augmentation.sample_params(4000, epoch_generator(1, 1))
+    assert params.top.unique().tolist() == list(range(9)) and params.left.unique().tolist() == list(range(9))
+    assert 0.45 < params.flip.float().mean() < 0.55
+    angles = torch.rad2deg(torch.atan2(params.rotation[:, 3].double(), params.rotation[:, 0].double()))
     assert 14.5 < angles.max() < 15.01 and -15.01 < angles.min() < -14.5
-    assert not torch.equal(drawn.top, augmentation.draw(4000, epoch_generator(1, 2)).top)
-    assert torch.equal(drawn.top, augmentation.draw(4000, epoch_generator(1, 1)).top)
-    assert not CropFlipRotate(32, flip=False).draw(100, epoch_generator(1, 1)).flip.any()
+    assert not torch.equal(params.top, augmentation.sample_params(4000, epoch_generator(1, 2)).top)
+    assert torch.equal(params.top, augmentation.sample_params(4000, epoch_generator(1, 1)).top)
+    assert not CropFlipRotate(32, flip=False).sample_params(100, epoch_generator(1, 1)).flip.any()
 
 
 @pytest.fixture
-def pictures():
-    """Smooth random pictures, [40, 3, 32, 32] uint8."""
+def photos():
+    """Smooth random images, [40, 3, 32, 32] uint8."""
     coarse = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     return (torch.nn.functional.interpolate(coarse, size=32, mode="bilinear") * 255).byte()
 
@@ -95,28 +95,28 @@ def pictures():
         (adjust_hue, "adjust_hue", (-0.1, 0.0, 0.05, 0.1)),
     ],
 )
-def test_colors_change_as_torchvision_changes_them(pictures, ours, name, factors):
+def test_colors_change_as_torchvision_changes_them(photos, ours, name, factors):
     for factor in factors:
         theirs = getattr(torchvision().transforms.functional, name)
-        result = ours(pictures.float() / 255, torch.full((40, 1, 1, 1), factor))
-        torch.testing.assert_close(result, theirs(pictures.float() / 255, factor), rtol=0, atol=2e-4)
-        channels_last = pictures.permute(0, 2, 3, 1).numpy()
-        pillow = np.stack([np.asarray(theirs(Image.fromarray(picture), factor)) for picture in channels_last])
+        result = ours(photos.float() / 255, torch.full((40, 1, 1, 1), factor))
+        torch.testing.assert_close(result, theirs(photos.float() / 255, factor), rtol=0, atol=2e-4)
+        channels_last = photos.permute(0, 2, 3, 1).numpy()
+        pillow = np.stack([np.asarray(theirs(Image.fromarray(photo), factor)) for photo in channels_last])
         assert np.abs(result.numpy() * 255 - pillow.transpose(0, 3, 1, 2)).mean() < 1.2  # it rounds to 8 bits, hue too
 
 
-def test_grey_is_pillows(pictures):
-    expected = np.stack([np.asarray(Image.fromarray(p.numpy()).convert("L")) for p in pictures.permute(0, 2, 3, 1)])
-    assert np.abs(luma(pictures.float())[:, 0].numpy() - expected).max() <= 1
+def test_gray_is_pillows(photos):
+    expected = np.stack([np.asarray(Image.fromarray(p.numpy()).convert("L")) for p in photos.permute(0, 2, 3, 1)])
+    assert np.abs(luma(photos.float())[:, 0].numpy() - expected).max() <= 1
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 1.3, 2.0])
-def test_blur_is_gaussian_and_close_to_pillows(pictures, sigma):
-    result = gaussian_blur(pictures.float(), torch.full((40,), sigma))
+def test_blur_is_gaussian_and_close_to_pillows(photos, sigma):
+    result = gaussian_blur(photos.float(), torch.full((40,), sigma))
     expected = np.stack(
         [
             np.asarray(Image.fromarray(p.numpy()).filter(ImageFilter.GaussianBlur(sigma)))
-            for p in pictures.permute(0, 2, 3, 1)
+            for p in photos.permute(0, 2, 3, 1)
         ]
     ).transpose(0, 3, 1, 2)
     assert np.abs(result.numpy() - expected).mean() < 1
@@ -129,29 +129,29 @@ def test_blur_is_gaussian_and_close_to_pillows(pictures, sigma):
     torch.testing.assert_close(line[17] / line[16], torch.tensor(np.exp(-0.5 / sigma**2), dtype=torch.float32))
 
 
-def test_views_differ_between_images_and_views_and_stay_in_range(pictures):
+def test_views_differ_between_images_and_views_and_stay_in_range(photos):
     augmentation = ViewAugmentation(32)
     generator = epoch_generator(1, 0)
-    first, second = (augmentation.apply(pictures, augmentation.draw(40, generator)) for _ in range(2))
+    first, second = (augmentation.apply(photos, augmentation.sample_params(40, generator)) for _ in range(2))
     assert first.shape == (40, 3, 32, 32) and first.min() >= 0 and first.max() <= 1 + 1e-6
     assert (first - second).abs().mean(dim=(1, 2, 3)).min() > 0.005
 
 
-def test_a_view_of_an_image_does_not_depend_on_its_batch(pictures):
+def test_a_view_of_an_image_does_not_depend_on_its_batch(photos):
     augmentation = ViewAugmentation(32)
-    given = augmentation.draw(40, epoch_generator(1, 0))
-    rows = torch.tensor([31, 4, 17])
+    given = augmentation.sample_params(40, epoch_generator(1, 0))
+    indices = torch.tensor([31, 4, 17])
     torch.testing.assert_close(
-        augmentation.apply(pictures[rows], given.rows(rows)),
-        augmentation.apply(pictures, given)[rows],
+        augmentation.apply(photos[indices], given.select(indices)),
+        augmentation.apply(photos, given)[indices],
         rtol=0,
         atol=1e-6,
     )
 
 
 def test_view_probabilities():
-    given = ViewAugmentation(32).draw(20_000, epoch_generator(3, 0))
-    assert isinstance(given, ViewDraw)
+    given = ViewAugmentation(32).sample_params(20_000, epoch_generator(3, 0))
+    assert isinstance(given, ViewParams)
     for field, probability in ((given.jitter, 0.8), (given.grayscale, 0.2), (given.blur, 0.2), (given.crop.flip, 0.5)):
         assert abs(float(field.float().mean()) - probability) < 0.02
     low, high = given.factors.amin(dim=0), given.factors.amax(dim=0)

@@ -85,7 +85,7 @@ def _look_up(counted: dict, name: str) -> float:
 def image_size(config: ConfigParser) -> int:
     """Side of the images that the config's data loader gives, in pixels, without building it."""
     loader = COMPONENTS["data_loader"][config["data_loader"]["type"]]
-    return config["data_loader"].get("args", {}).get("image_size", getattr(loader, "size", 224))
+    return config["data_loader"].get("args", {}).get("image_size", getattr(loader, "image_size", 224))
 
 
 def cost_of(config: ConfigParser) -> pd.DataFrame:

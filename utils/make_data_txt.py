@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, draw_distributions, shot_groups
+from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, distribution_indices, shot_groups
 from data_loader.image_lists import IMAGE_SUFFIXES, ImageList
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
@@ -106,7 +106,7 @@ def _differs(data: bytes, figures: dict) -> str | None:
 
 
 def generate(train_list: Path, test_list: Path, out: Path, names: list[str]) -> dict[str, int]:
-    """Write one list for each test distribution, drawn from a test list (see `draw_distributions`).
+    """Write one list for each test distribution, chosen from a test list (see `distribution_indices`).
 
     Returns:
         Lines of each list written.
@@ -115,10 +115,10 @@ def generate(train_list: Path, test_list: Path, out: Path, names: list[str]) -> 
     counts = np.bincount(train.targets)
     test.check_labels(len(counts))
     out.mkdir(parents=True, exist_ok=True)
-    distributions = draw_distributions(test.targets, counts.tolist(), names)
-    for name, rows in distributions.items():
-        write_list(out / f"{name}.txt", [(test.name(row), int(test.targets[row])) for row in rows])
-    return {name: len(rows) for name, rows in distributions.items()}
+    distributions = distribution_indices(test.targets, counts.tolist(), names)
+    for name, indices in distributions.items():
+        write_list(out / f"{name}.txt", [(test.name(index), int(test.targets[index])) for index in indices])
+    return {name: len(indices) for name, indices in distributions.items()}
 
 
 def write_list(path: Path, entries: list[tuple[str, int]]) -> None:
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> dict:
     job = jobs.add_parser("import", help="bring in the published lists")
     job.add_argument("source", help="folder or URL laid out like the published data_txt")
     job.add_argument("--target", type=Path, default=MANIFEST.parent)
-    job = jobs.add_parser("generate", help="draw test distributions from a test list")
+    job = jobs.add_parser("generate", help="choose test distributions from a test list")
     job.add_argument("train_list", type=Path)
     job.add_argument("test_list", type=Path)
     job.add_argument("out", type=Path)

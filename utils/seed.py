@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-# Streams: order and augmentation, test-time views, order of test-time updates, partners in mixup.
+# Streams: order and augmentation in training, test-time views, order of test-time updates, partners in mixup.
 TRAINING, VIEWS, SHUFFLE, MIXUP = 0, 1, 2, 3
 
 
@@ -17,8 +17,9 @@ def seed_everything(seed: int) -> None:
 
 
 def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
-    """CPU generator for one epoch. The same (seed, epoch, stream) always gives the same draws, so a run that is
-    resumed at epoch k draws what the uninterrupted run would have drawn.
+    """CPU generator for one epoch: the same (seed, epoch, stream) always gives the same random numbers.
+
+    So a run that is resumed at epoch k goes on exactly as the uninterrupted run would have.
 
     Args:
         seed: the run's seed.
