@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
 from data_loader.datasets import ImageSet  # noqa: E402
 from data_loader.tensor_transforms import normalize  # noqa: E402
+from model.inference import inference_copy  # noqa: E402
 from model.model import ResNet32Model  # noqa: E402
 from trainer.aggregator import StabilityAggregator, prediction_stability  # noqa: E402
 from trainer.devices import choose_device  # noqa: E402
-from trainer.evaluator import DistributionScorer, expert_logits, inference_copy, score_equal_weights  # noqa: E402
+from trainer.evaluator import DistributionScorer, expert_logits, score_equal_weights  # noqa: E402
 from trainer.test_time_training import fit_aggregators  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.torchvision_import import torchvision  # noqa: E402
@@ -67,7 +68,7 @@ def plain_evaluation(network, loader, distributions, device):
 
 def our_evaluation(network, loader, distributions, device):
     batches = loader.test_batches()
-    logits = expert_logits(inference_copy(network), batches, device, "evaluation")
+    logits = expert_logits(inference_copy(network, loader.image_size), batches, device, "evaluation")
     scorer = DistributionScorer(logits, batches.targets, loader.cls_num_list)
     return {k: v["top1"] for k, v in score_equal_weights(scorer, distributions, distributions).items()}
 
@@ -104,7 +105,7 @@ def plain_test_time_training(network, loader, distributions, device):
 
 def our_test_time_training(network, loader, distributions, device):
     fit_aggregators(
-        inference_copy(network),
+        inference_copy(network, loader.image_size),
         loader,
         distributions,
         lambda: StabilityAggregator(3, sgd, epochs=1, batch_size=BATCH),

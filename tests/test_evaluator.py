@@ -4,9 +4,10 @@ import torch
 
 from data_loader.class_profiles import draw_distributions
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
-from model.model import ResNet10Model, ResNet32Model, ResNeXt50Model
+from model.inference import inference_copy
+from model.model import ResNet32Model
 from trainer.aggregator import StabilityAggregator
-from trainer.evaluator import DistributionScorer, RowBuffer, expert_logits, inference_copy, score_equal_weights
+from trainer.evaluator import DistributionScorer, RowBuffer, expert_logits, score_equal_weights
 from trainer.test_time_training import fit_aggregators
 
 CPU = torch.device("cpu")
@@ -22,39 +23,15 @@ def network():
     return network
 
 
-def test_inference_copy_gives_the_same_logits_and_leaves_the_network_alone(network):
-    copy = inference_copy(network)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in copy.modules()) and network.training
-    images = torch.randn(8, 3, 16, 16)
-    network.eval()
-    with torch.no_grad():
-        expected = network(images)["logits"]
-        torch.testing.assert_close(copy(images)["logits"], expected, atol=1e-4, rtol=1e-4)
-    network.train()
-    assert not any(p.requires_grad for p in copy.parameters())
-
-
-@pytest.mark.parametrize("make", [ResNet10Model, ResNeXt50Model])
-def test_inference_copy_of_large_networks(make):
-    torch.manual_seed(0)
-    network = make(7, True, True, 2, layer3_output_dim=32, layer4_output_dim=32)
-    network(torch.randn(8, 3, 64, 64))
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            inference_copy(network)(images)["logits"], network.eval()(images)["logits"], atol=1e-4, rtol=1e-4
-        )
-
-
 def test_expert_logits_are_in_the_order_of_the_images(network):
     loader = ImbalanceDigitsDataLoader(8)
     batches = loader.test_batches()
-    logits = expert_logits(inference_copy(network), batches, CPU, "test")
+    logits = expert_logits(inference_copy(network, 16), batches, CPU, "test")
     assert logits.shape == (500, 3, 10) and not logits.requires_grad
     images = torch.cat([images for images, _ in batches])
     with torch.no_grad():
         torch.testing.assert_close(
-            logits[[7, 260, 499]], inference_copy(network)(images[[7, 260, 499]])["logits"], atol=1e-4, rtol=1e-4
+            logits[[7, 260, 499]], inference_copy(network, 16)(images[[7, 260, 499]])["logits"], atol=1e-4, rtol=1e-4
         )
 
 
@@ -81,7 +58,7 @@ def test_scores_by_hand():
 
 def test_row_selections_equal_a_pass_over_each_distribution(network):
     """The accuracies from stored logits are those of running the network on every distribution's images again."""
-    loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network)
+    loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network, 16)
     batches, distributions = loader.test_batches(), loader.test_distributions()
     scorer = DistributionScorer(expert_logits(copy, batches, CPU, "test"), batches.targets, loader.cls_num_list)
     images = torch.cat([images for images, _ in batches])
@@ -94,7 +71,7 @@ def test_row_selections_equal_a_pass_over_each_distribution(network):
 
 
 def test_a_distribution_learns_the_same_weights_alone_and_beside_others(network):
-    loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network)
+    loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network, 16)
     distributions = draw_distributions(loader.test_set.targets.numpy(), loader.cls_num_list, ["forward5", "backward5"])
 
     def fit(chosen):
@@ -110,7 +87,7 @@ def test_a_distribution_learns_the_same_weights_alone_and_beside_others(network)
 
 def test_only_the_distributions_own_images_matter(network):
     """Weights of one distribution cannot depend on images that it does not contain."""
-    loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network)
+    loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network, 16)
     rows = np.arange(0, 500, 5)
 
     def fit():

@@ -1,33 +1,14 @@
 """Expert logits once over the test images, then every metric of every test distribution from them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from base.base_data_loader import EvaluationBatches
-from data_loader.class_profiles import shot_groups
-from model.metric import class_hits, percent_correct
+from model.metric import class_hits, percent_correct, shot_groups
 from utils.logger import progress
-
-
-def inference_copy(model: nn.Module) -> nn.Module:
-    """A frozen copy in eval mode, channels last, each batch norm folded into the convolution before it.
-
-    Logits change by rounding only (about 1e-5).
-    """
-    model = deepcopy(model).eval().requires_grad_(False)
-    for module in model.modules():
-        children = dict(module.named_children())
-        for name, child in children.items():
-            if isinstance(child, nn.BatchNorm2d):
-                before = str(int(name) - 1) if name.isdigit() else name.replace("bn", "conv")
-                setattr(module, before, fuse_conv_bn_eval(children[before], child))
-                setattr(module, name, nn.Identity())
-    return model.to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
@@ -73,7 +54,7 @@ class DistributionScorer:
 
     def __init__(self, logits: Tensor, targets: Tensor, cls_num_list: Sequence[int]):
         self.logits, self.targets, self.num_classes = logits, targets, len(cls_num_list)
-        self.groups = {name: torch.from_numpy(mask) for name, mask in shot_groups(cls_num_list).items()}
+        self.groups = shot_groups(cls_num_list)
         self.expert_hits = logits.argmax(dim=2) == targets[:, None]  # [N, E]
 
     def score(self, rows: np.ndarray, predict) -> dict:

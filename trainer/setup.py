@@ -223,7 +223,7 @@ def load_start_weights(config: ConfigParser, network: BaseModel) -> None:
             ) from error
     else:
         plain = read_weights(source)
-    filled = start_from(network.backbone, plain, source)
+    filled = start_from(network, plain, source)
     get_logger().info(f"{len(filled)} entries start from {source}; the classifiers are fresh.")
 
 
@@ -235,7 +235,7 @@ def parameter_groups(config: ConfigParser, network: BaseModel) -> list[dict]:
     share_lr = config["optimizer"].get("share_lr")
     if share_lr is None:
         return [{"params": list(network.parameters())}]
-    heads = {name for name, _ in network.named_parameters() if name.startswith("backbone.linear")}
+    heads = network.classifier_names()
     return [
         {"params": [p for n, p in network.named_parameters() if n in heads]},
         {"params": [p for n, p in network.named_parameters() if n not in heads], "lr": share_lr},

@@ -13,9 +13,10 @@ from torch import nn
 from base.base_data_loader import BaseDataLoader
 from data_loader.image_lists import list_folder
 from data_loader.on_disk import ListDataLoader
+from model.inference import inference_copy
 from trainer.aggregator import Aggregator
 from trainer.devices import choose_device, device_name, parallel
-from trainer.evaluator import DistributionScorer, expert_logits, inference_copy, score_equal_weights
+from trainer.evaluator import DistributionScorer, expert_logits, score_equal_weights
 from trainer.setup import build_loader, build_model
 from trainer.test_time_training import fit_aggregators
 from utils.checkpoint import load_checkpoint, load_weights, sha256, write_atomically
@@ -69,7 +70,7 @@ def open_subject(config: ConfigParser) -> Subject:
     model = build_model(config, loader.num_classes, device)
     load_weights(model, checkpoint["model"], config.resume)
     return Subject(
-        parallel(inference_copy(model), device, gpus),
+        parallel(inference_copy(model, loader.image_size), device, gpus),
         model.num_experts,
         loader,
         device,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer, TrainerOptions
-from data_loader.class_profiles import shot_groups
-from model.metric import class_hits, percent_correct
+from model.inference import inference_copy
+from model.metric import class_hits, percent_correct, shot_groups
 from trainer.devices import parallel
-from trainer.evaluator import expert_logits, inference_copy
+from trainer.evaluator import expert_logits
 from utils import distributed
 from utils.errors import UserError, unknown
 from utils.logger import progress
@@ -65,7 +65,7 @@ class Trainer(BaseTrainer):
     Args:
         model: on its device.
         criterion: called as criterion(output dict, target) -> scalar; its `set_epoch(n)`, if any, is called first.
-        metrics: name -> function of (scores [B, C], target [B]).
+        metrics: name -> function of (scores [B, C], target [B], cls_num_list), see model.metric.
         loader: prepared for this process.
         gpus: GPU numbers for DataParallel; fewer than two means none.
         optimizer, scheduler, options, run_dir, extra_state: see BaseTrainer.
@@ -99,8 +99,26 @@ class Trainer(BaseTrainer):
 
     def monitorable(self) -> list[str]:
         experts = [f"val_expert{e + 1}" for e in range(self.model.num_experts)]
-        groups = [f"val_{name}" for name in (*self.metrics, *self.groups)]
-        return ["loss", "accuracy", "val_loss", *groups, *experts]
+        classes = self.loader.num_classes
+        metrics = self.metric_values(torch.zeros(1, classes), torch.zeros(1, dtype=torch.long))
+        groups = [f"val_{name}" for name in self.groups]
+        return list(dict.fromkeys(["loss", "accuracy", "val_loss", *metrics, *groups, *experts]))
+
+    def metric_values(self, scores: Tensor, target: Tensor) -> dict[str, float | None]:
+        """Value of every metric, named as it is logged. A metric may give several; one that gives a list is left out.
+
+        Args:
+            scores: [N, C].
+            target: [N].
+        """
+        values = {}
+        for name, metric in self.metrics.items():
+            value = metric(scores, target, self.loader.cls_num_list)
+            if isinstance(value, dict):
+                values |= {f"val_{column}": number for column, number in value.items()}
+            elif not isinstance(value, list):
+                values[f"val_{name}"] = value
+        return values
 
     def train_step(
         self, images: Tensor, target: Tensor, generator: torch.Generator | None = None
@@ -178,17 +196,13 @@ class Trainer(BaseTrainer):
     def validate(self, epoch: int) -> dict:
         batches = self.loader.split_validation()
         self.validation_source = f"on the {batches.source}"
-        logits = expert_logits(inference_copy(self.model), batches, self.device, "validation")
+        logits = expert_logits(inference_copy(self.model, self.loader.image_size), batches, self.device, "validation")
         output = {"output": logits.mean(dim=1)}
         target = batches.targets
         values = {"val_loss": float(nn.functional.cross_entropy(output["output"], target))}
-        values |= {
-            f"val_{name}": 100 * float(metric(output["output"], target)) for name, metric in self.metrics.items()
-        }
+        values |= self.metric_values(output["output"], target)
         hits = class_hits(output["output"].argmax(1), target, logits.shape[2])
-        values |= {
-            f"val_{name}": percent_correct(*hits, torch.from_numpy(classes)) for name, classes in self.groups.items()
-        }
+        values |= {f"val_{name}": percent_correct(*hits, classes) for name, classes in self.groups.items()}
         values |= {
             f"val_expert{e + 1}": 100 * float((logits[:, e].argmax(1) == target).float().mean())
             for e in range(logits.shape[1])
