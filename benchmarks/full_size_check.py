@@ -21,7 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_loader.image_lists import ImageList  # noqa: E402
-from trainer.evaluator import expert_logits, inference_copy  # noqa: E402
+from model.inference import inference_copy  # noqa: E402
+from trainer.evaluator import expert_logits  # noqa: E402
 from trainer.setup import build_loader, build_model, make_config, parameter_groups  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.parse_config import read_json  # noqa: E402
@@ -106,7 +107,8 @@ def main() -> None:
         step = time.perf_counter() - start
         loader.test_images = loader.test_images.first(args.rows)
         start = time.perf_counter()
-        logits = expert_logits(inference_copy(network), loader.test_batches(), torch.device("cpu"), "rows")
+        copy = inference_copy(network, loader.image_size)
+        logits = expert_logits(copy, loader.test_batches(), torch.device("cpu"), "rows")
         print(
             f"{lists.split('/')[1]}: {sum(loader.cls_num_list)} training images, loader ready in {ready:.2f} s and "
             f"{loader_memory:.2f} GB, first batch after {first_batch:.1f} s, a step of 8 images {step:.1f} s (loss "

@@ -1,11 +1,12 @@
 """The networks that a config may name in `arch.type`, built from `arch.args` alone."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from base.base_model import BaseModel
 from model.backbones.multi_expert import MultiExpertBackbone
 from model.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from model.backbones.resnet_cifar import ResNetCifar
+from model.backbones.vit import ViT
 
 __all__ = [
     "ResNet32Model",
@@ -15,6 +16,7 @@ __all__ = [
     "ResNet152Model",
     "ResNeXt50Model",
     "ResNeXt152Model",
+    "ViTModel",
 ]
 
 
@@ -29,6 +31,12 @@ class Model(BaseModel):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images [B, 3, H, W] -> {"output": [B, C] mean logits, "logits": [B, E, C], "feat": [B, E, D]}."""
         return self.backbone(images)
+
+    def expert_modules(self, expert: int) -> list[nn.Module]:
+        return self.backbone.expert_modules(expert)
+
+    def plain_name(self, name: str) -> str | None:
+        return self.backbone.plain_name(name.removeprefix("backbone."))
 
 
 class ResNet32Model(Model):
@@ -74,9 +82,10 @@ class LargeImageModel(Model):
         layer2_output_dim, layer3_output_dim, layer4_output_dim: override the widths.
     """
 
-    block: type = Bottleneck
+    block: type[BasicBlock | Bottleneck] = Bottleneck
     blocks: tuple[int, int, int, int]
-    groups, base_width = 1, 64
+    groups = 1
+    base_width = 64
 
     def __init__(
         self,
@@ -110,7 +119,8 @@ class LargeImageModel(Model):
 
 
 class ResNet10Model(LargeImageModel):
-    block, blocks = BasicBlock, (1, 1, 1, 1)
+    block = BasicBlock
+    blocks = (1, 1, 1, 1)
 
 
 class ResNet50Model(LargeImageModel):
@@ -126,8 +136,41 @@ class ResNet152Model(LargeImageModel):
 
 
 class ResNeXt50Model(ResNet50Model):
-    groups, base_width = 32, 4
+    groups = 32
+    base_width = 4
 
 
 class ResNeXt152Model(ResNet152Model):
-    groups, base_width = 32, 4
+    groups = 32
+    base_width = 4
+
+
+class ViTModel(Model):
+    """A Vision Transformer from timm (`pip install timm`) that all experts share; an expert is a classifier.
+
+    Args:
+        num_classes: C.
+        use_norm: cosine classifiers (scale 30) instead of linear ones.
+        num_experts: E; 1 is the plain network.
+        returns_feat: accepted as in the other networks; the output is the same either way.
+        variant: a VisionTransformer of timm, with or without a tag of pretrained weights.
+        image_size: side of the images that the data loader gives, in pixels.
+        patch_size: side of a patch in pixels; the variant's own by default.
+        pretrained: start from timm's weights. They are fetched (once, then from timm's cache) wherever the network is
+            built, in evaluation, too; "weights" in a config takes a file instead and reads it in training alone.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        use_norm: bool = False,
+        num_experts: int = 1,
+        returns_feat: bool = True,
+        variant: str = "vit_tiny_patch16_224",
+        image_size: int = 224,
+        patch_size: int | None = None,
+        pretrained: bool = False,
+    ):
+        super().__init__(
+            num_classes, ViT(variant, image_size, patch_size, num_classes, use_norm, num_experts, pretrained)
+        )

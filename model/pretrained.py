@@ -1,68 +1,105 @@
-"""Starting a multi-expert network from the weights of a plain one (`weights` in a config)."""
+"""Starting a network from the weights of another one (`weights` in a config): a plain network's, or this project's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from base.base_model import BaseModel
+from model.backbones.multi_expert import experts_in
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 ADVICE = (
-    "For Places-LT it is the caffe-converted ImageNet ResNet-152 that OLTR (arXiv 1904.05160) publishes, keys "
-    "like conv1.weight, bn1.running_mean, layer3.0.conv2.weight, fc.weight; "
-    'leave "weights" out to start from random ones.'
+    "It takes a checkpoint of this project, or a plain network with keys like conv1.weight, bn1.running_mean, "
+    'layer3.0.conv2.weight; leave "weights" out to start from random ones.'
 )
+PLACES_ADVICE = (
+    "For Places-LT it is the caffe-converted ImageNet ResNet-152 that OLTR (arXiv 1904.05160) publishes. " + ADVICE
+)
+OWN = "backbone."  # how the names in a checkpoint of this project begin
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a plain network's file.
+    """The state dict in a file.
 
     Raises:
         UserError: the file is missing or is something else; says where to get it and what its keys look like.
     """
     if not Path(path).is_file():
-        raise UserError(f'There is no file {path}, which "weights" in the config names. {ADVICE}')
+        raise UserError(f'There is no file {path}, which "weights" in the config names. {_advice(path)}')
     try:
-        return load_checkpoint(path)["model"]
+        weights: dict[str, Tensor] = load_checkpoint(path)["model"]
     except UserError as error:
-        raise UserError(f"{error} {ADVICE}") from error
+        raise UserError(f"{error} {_advice(path)}") from error
+    return weights
 
 
-def start_from(backbone: nn.Module, plain: dict[str, Tensor], source: str) -> list[str]:
-    """Copy a plain network's weights by name, in place; every expert's layer3 and layer4 get the plain network's.
+def start_from(network: BaseModel, plain: Mapping[str, Tensor], source: str) -> list[str]:
+    """Copy weights by name, in place. Classifiers stay as they are: the classes may differ, or are to be learned anew.
 
-    Classifiers stay as they are: the classes differ.
+    A plain network's stages go to every expert. From a checkpoint of this project an expert takes the same expert's
+    stages, or those of a network of one expert.
 
     Args:
-        backbone: a MultiExpertBackbone.
-        plain: state dict of a plain network with parts conv1, bn1, layer1 .. layer4 and a classifier `fc`.
+        network: gets the weights.
+        plain: state dict of a plain network (parts conv1, bn1, layer1 .. layer4, as torchvision names them), or of a
+            network of this project.
         source: where `plain` came from, for messages.
 
     Returns:
         The names that were filled.
 
     Raises:
-        UserError: an entry is missing or has another shape (another depth, or `reduce_dimension`).
+        UserError: an entry is missing or has another shape (another depth or width).
     """
-    own, filled = backbone.state_dict(), {}
+    own, filled = network.state_dict(), {}
+    from_here = any(name.startswith(OWN) for name in plain)
     for name, tensor in own.items():
-        part, _, rest = name.partition(".")
-        if part.startswith("linear"):
+        plain_name = network.plain_name(name)
+        if plain_name is None:
             continue
-        if part.endswith("s"):  # layer3s.1.0.conv1.weight, of expert 1, comes from layer3.0.conv1.weight
-            name_there = f"{part[:-1]}.{rest.partition('.')[2]}"
-        else:
-            name_there = name
-        if name_there not in plain:
+        candidates = [name, OWN + plain_name] if from_here else [name, plain_name]
+        there = next((candidate for candidate in candidates if candidate in plain), None)
+        if there is None:
             if name.endswith("num_batches_tracked"):  # older files have none; it only counts
                 continue
-            raise UserError(f"{source} has no {name_there}. {ADVICE}")
-        if plain[name_there].shape != tensor.shape:
-            raise UserError(
-                f"{name_there} is {list(plain[name_there].shape)} in {source} and {list(tensor.shape)} in "
-                'the network: expert stages must have full width ("reduce_dimension": false) and the same '
-                f"depth. {ADVICE}"
-            )
-        filled[name] = plain[name_there]
-    backbone.load_state_dict(own | filled)
+            raise UserError(_missing(network, plain, source, candidates[0 if from_here else -1], from_here))
+        if plain[there].shape != tensor.shape:
+            raise UserError(_other_shape(there, plain[there], tensor, source, from_here))
+        filled[name] = plain[there]
+    network.load_state_dict(own | filled)
     return list(filled)
+
+
+def _missing(network: BaseModel, plain: Mapping[str, Tensor], source: str, name: str, from_here: bool) -> str:
+    if not from_here:
+        return f"{source} has no {name}. {_advice(source)}"
+    experts = experts_in(plain)
+    if experts not in (1, network.num_experts):
+        return (
+            f"{source} has no {name}: its network has {experts} experts and this one {network.num_experts}. Set "
+            f"arch;args;num_experts to {experts}, or start from a network of one expert."
+        )
+    return (
+        f"{source} has no {name}: it belongs to another architecture. Use the arch that it was trained with "
+        '(only num_classes, use_norm and the number of experts that start from one may differ), or leave "weights" out.'
+    )
+
+
+def _other_shape(name: str, there: Tensor, here: Tensor, source: str, from_here: bool) -> str:
+    shapes = f"{name} is {list(there.shape)} in {source} and {list(here.shape)} in the network"
+    if from_here:
+        return (
+            f"{shapes}: use the arch that it was trained with (depth, reduce_dimension, image_size and the like; the "
+            'classifiers alone may differ), or leave "weights" out.'
+        )
+    return (
+        f'{shapes}: expert stages must have full width ("reduce_dimension": false), and depth and image size must be '
+        f"the same. {_advice(source)}"
+    )
+
+
+def _advice(path: str | Path) -> str:
+    """What "weights" takes; for a file that is called like the one of Places-LT, also where to get it."""
+    return PLACES_ADVICE if "resnet152" in Path(path).name.lower() else ADVICE

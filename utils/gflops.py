@@ -3,9 +3,9 @@
   python -m utils.gflops -c configs/config_cifar100_ir100_tade.json [MORE.json ...]
 
 Counted for one image: every convolution and linear layer with its multiply-adds (biases are free), the cosine
-classifier like a linear layer (its two normalisations are free), batch norm with two operations an element. Not
-counted: activations, pooling, shortcuts, the mean over experts. The published figures are made the same way but leave
-the cosine classifier out: "published way" is the total without it.
+classifier like a linear layer (its two normalizations are free), batch norm with two operations an element. Not
+counted: activations, pooling, shortcuts, layer norm, the products within attention, the mean over experts. The
+published figures are made the same way but leave the cosine classifier out: "published way" is the total without it.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from utils.parse_config import ConfigParser, read_json
 KINDS = {
     nn.Conv2d: "convolutions",
     nn.BatchNorm2d: "batch norm",
-    nn.Linear: "classifier",
+    nn.Linear: "linear layers",
     CosineClassifier: "cosine classifier",
 }
+COLUMNS = ("convolutions", "batch norm", "linear layers", "classifier", "cosine classifier")
 
 
 def _count_cosine_classifier(layer: CosineClassifier, inputs: tuple[Tensor], cosines: Tensor) -> None:
@@ -58,17 +59,19 @@ def count_macs(network: BaseModel, image_size: int) -> pd.DataFrame:
     experts = {
         id(module): f"expert {e + 1}"
         for e in range(network.num_experts)
-        for part in network.backbone.expert_modules(e)
+        for part in network.expert_modules(e)
         for module in part.modules()
     }
+    classifiers = {network.expert_modules(e)[-1] for e in range(network.num_experts)}
     parts = ["stem", *(f"expert {e + 1}" for e in range(network.num_experts))]
-    table = pd.DataFrame(0, index=parts, columns=["parameters", *KINDS.values()])
+    table = pd.DataFrame(0, index=parts, columns=["parameters", *COLUMNS])
     for name, module in network.named_modules():
         part = experts.get(id(module), "stem")
         table.loc[part, "parameters"] += sum(p.numel() for p in module.parameters(recurse=False))
         if type(module) in KINDS:
-            table.loc[part, KINDS[type(module)]] += int(_look_up(counted, name))
-    table["MACs"] = table[list(KINDS.values())].sum(axis=1)
+            kind = "classifier" if type(module) is nn.Linear and module in classifiers else KINDS[type(module)]
+            table.loc[part, kind] += int(_look_up(counted, name))
+    table["MACs"] = table[list(COLUMNS)].sum(axis=1)
     table["published way"] = table["MACs"] - table["cosine classifier"]
     table.loc["total"] = table.sum()
     return table

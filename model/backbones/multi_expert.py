@@ -1,25 +1,41 @@
-"""A shared stem and E experts (RIDE, Wang et al., ICLR 2021, arXiv 2010.01809), whatever the blocks are."""
+"""A shared stem and E experts (RIDE, Wang et al., ICLR 2021, arXiv 2010.01809), whatever the blocks are.
 
-from collections.abc import Callable
+Names of the parts that exist once per expert, as in published checkpoints: a network of one expert has `layer3`, one of
+several has the ModuleList `layer3s` with one entry an expert (`layer3s.0.`, `layer3s.1.`, ...).
+"""
+
+import re
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from model.layers import classifier_scale, make_classifier
 
+CLASSIFIER = "linear"  # the part that every backbone has
+
+
+def experts_in(names: Iterable[str]) -> int:
+    """Number of experts of the network that a state dict belongs to, by the names of its classifiers; 1 for others.
+
+    Args:
+        names: the state dict, or its keys, with or without `backbone.` before them.
+    """
+    found = (re.match(rf"(?:backbone\.)?{CLASSIFIER}s\.(\d+)\.", name) for name in names)
+    return 1 + max((int(match[1]) for match in found if match), default=0)
+
 
 class MultiExpertBackbone(nn.Module):
     """Holds the parts that exist once per expert, and runs them.
 
-    A part `layer3` is stored as the ModuleList `layer3s` with one entry an expert; a network of one expert stores it
-    as plain `layer3`. The names are those of published checkpoints.
-
     Subclasses build the stem, call `add_expert_part` in the order in which an expert applies its parts, then
-    `add_classifiers`, and implement `stem`.
+    `add_classifiers`, and implement `stem`; those whose features are no feature maps override `pool`.
 
     Args:
         num_experts: E >= 1.
     """
+
+    scale: float
 
     def __init__(self, num_experts: int):
         super().__init__()
@@ -36,7 +52,7 @@ class MultiExpertBackbone(nn.Module):
         self._parts.append(name)
 
     def add_classifiers(self, in_features: int, num_classes: int, use_norm: bool) -> None:
-        self.add_expert_part("linear", lambda: make_classifier(in_features, num_classes, use_norm))
+        self.add_expert_part(CLASSIFIER, lambda: make_classifier(in_features, num_classes, use_norm))
         self.scale = classifier_scale(use_norm)
 
     def expert_part(self, name: str, expert: int) -> nn.Module:
@@ -47,20 +63,36 @@ class MultiExpertBackbone(nn.Module):
         """All parts of one expert, counted from 0, classifier last."""
         return [self.expert_part(name, expert) for name in self._parts]
 
+    def plain_name(self, name: str) -> str | None:
+        """The name in a plain network, as torchvision has it, of an entry of `state_dict`; None for a classifier's.
+
+        Every expert's `layer3s.1.0.conv1.weight` is the plain network's `layer3.0.conv1.weight`.
+        """
+        part, _, rest = name.partition(".")
+        if self.num_experts > 1 and part.removesuffix("s") in self._parts:
+            part, rest = part.removesuffix("s"), rest.partition(".")[2]
+        if part == CLASSIFIER:
+            return None
+        return f"{part}.{rest}" if rest else part
+
     def stem(self, images: Tensor) -> Tensor:
-        """The layers all experts share: [B, 3, H, W] -> [B, channels, H', W']."""
+        """The layers all experts share: [B, 3, H, W] -> features, [B, channels, H', W'] in a convolutional network."""
         raise NotImplementedError
+
+    def pool(self, features: Tensor) -> Tensor:
+        """What a classifier sees of the last stage's features: global average pooling, [B, D, H', W'] -> [B, D]."""
+        return features.mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {"output": [B, C], "logits": [B, E, C], "feat": [B, E, D]}."""
         shared = self.stem(images)
-        feats, logits = [], []
+        feats, scores = [], []
         for expert in range(self.num_experts):
             x = shared
             *stages, classifier = self.expert_modules(expert)
             for stage in stages:
                 x = stage(x)
-            feats.append(x.mean(dim=(2, 3)))  # global average pooling, [B, D]
-            logits.append(classifier(feats[-1]) * self.scale)
-        logits = torch.stack(logits, dim=1)
+            feats.append(self.pool(x))
+            scores.append(classifier(feats[-1]) * self.scale)
+        logits = torch.stack(scores, dim=1)
         return {"output": logits.mean(dim=1), "logits": logits, "feat": torch.stack(feats, dim=1)}

@@ -1,0 +1,290 @@
+"""The frozen copy of a network: the same logits, whatever the network does with its batch norm."""
+
+import importlib.util
+from collections import OrderedDict
+from copy import deepcopy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import golden_json, golden_weights
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import model.model
+from model.backbones.vit import import_timm
+from model.inference import foldable, inference_copy
+from model.model import ResNet10Model, ResNet32Model, ResNeXt50Model
+
+NETWORKS = golden_json("models.json")
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """Give every batch norm statistics, weights and biases unlike the initial ones, which do nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+            for tensor, low, high in (
+                (module.running_mean, -1, 1),
+                (module.running_var, 0.5, 2),
+                (module.weight.data, 0.5, 2),
+                (module.bias.data, -1, 1),
+            ):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return network
+
+
+def folded_before(network: nn.Module) -> nn.Module:
+    """The copy as it was made before it was tried out, for networks whose names are right."""
+    copy = deepcopy(network).eval().requires_grad_(False)
+    for module in copy.modules():
+        children = dict(module.named_children())
+        for name, child in children.items():
+            if isinstance(child, nn.BatchNorm2d):
+                before = str(int(name) - 1) if name.isdigit() else name.replace("bn", "conv")
+                setattr(module, before, fuse_conv_bn_eval(children[before], child))
+                setattr(module, name, nn.Identity())
+    return copy.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in NETWORKS.items() if "152" not in entry["type"]])
+def test_every_batch_norm_of_the_networks_is_folded_to_the_same_bits(name):
+    network = getattr(model.model, NETWORKS[name]["type"])(**NETWORKS[name]["args"])
+    network.load_state_dict(golden_weights(network.state_dict()))
+    size = 32 if "cifar" in name else 64
+    copy, before = inference_copy(network, size), folded_before(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+    state = copy.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in before.state_dict().items())
+    images = torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(copy(images)["logits"], before(images)["logits"])
+
+
+def test_the_network_is_left_alone_and_the_copy_is_frozen():
+    network = with_statistics(ResNet32Model(10, True, True, 3)).train()
+    state, random = deepcopy(network.state_dict()), torch.get_rng_state()
+    copy = inference_copy(network, 16)
+    assert torch.equal(torch.get_rng_state(), random) and network.training and not copy.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert not any(p.requires_grad for p in copy.parameters()) and all(p.requires_grad for p in network.parameters())
+    images = torch.randn(8, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(copy(images)["logits"], network.eval()(images)["logits"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [ResNet10Model, ResNeXt50Model])
+def test_inference_copy_of_large_networks(make):
+    torch.manual_seed(0)
+    network = make(7, True, True, 2, layer3_output_dim=32, layer4_output_dim=32)
+    network(torch.randn(8, 3, 64, 64))
+    images = torch.randn(2, 3, 64, 64)
+    copy = inference_copy(network, 64)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(copy(images)["logits"], network.eval()(images)["logits"], atol=1e-4, rtol=1e-4)
+
+
+class Odd(nn.Module):
+    """A network of two experts around some layers; subclasses say which, and how they are used."""
+
+    def __init__(self, channels: int = 8):
+        super().__init__()
+        self.build(channels)
+        self.linear = nn.Linear(channels, 10)
+
+    def forward(self, images):
+        logits = self.linear(self.features(images).mean(dim=(2, 3)))
+        return {"logits": torch.stack([logits, -0.5 * logits], dim=1)}
+
+
+def conv(before: int, after: int) -> nn.Conv2d:
+    return nn.Conv2d(before, after, 3, padding=1)
+
+
+class NoConvolution(Odd):
+    def build(self, channels):
+        self.bn1 = nn.BatchNorm2d(3)
+        self.other = conv(3, channels)
+
+    def features(self, x):
+        return F.relu(self.other(self.bn1(x)))
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """Batch norm and its activation in one, as timm's BatchNormAct2d."""
+
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+class NormWithActivation(Odd):
+    def build(self, channels):
+        self.conv1, self.bn1 = conv(3, channels), ActivatedNorm(channels)
+        self.layers = nn.Sequential(conv(channels, channels), ActivatedNorm(channels), conv(channels, channels))
+
+    def features(self, x):
+        return self.layers(self.bn1(self.conv1(x)))
+
+
+class PreActivation(Odd):
+    """The norm comes before the convolution of the same number, and they have as many channels."""
+
+    def build(self, channels):
+        self.stem = conv(3, channels)
+        self.bn1, self.conv1 = nn.BatchNorm2d(channels), conv(channels, channels)
+
+    def features(self, x):
+        return self.conv1(F.relu(self.bn1(self.stem(x))))
+
+
+class OtherNames(Odd):
+    def build(self, channels):
+        self.conv0, self.norm0 = conv(3, channels), nn.BatchNorm2d(channels)
+        self.conv1, self.bn1 = conv(channels, channels), nn.BatchNorm2d(channels)
+
+    def features(self, x):
+        return F.relu(self.bn1(self.conv1(F.relu(self.norm0(self.conv0(x))))))
+
+
+class SharedConvolution(Odd):
+    """One convolution used twice, once with the norm and once without."""
+
+    def build(self, channels):
+        self.stem, self.conv1, self.bn1 = conv(3, channels), conv(channels, channels), nn.BatchNorm2d(channels)
+
+    def features(self, x):
+        x = F.relu(self.bn1(self.conv1(self.stem(x))))
+        return F.relu(self.conv1(x))
+
+
+class SharedNorm(Odd):
+    """One norm after two convolutions, under one name."""
+
+    def build(self, channels):
+        self.conv1, self.conv2, self.bn1 = conv(3, channels), conv(channels, channels), nn.BatchNorm2d(channels)
+
+    def features(self, x):
+        return F.relu(self.bn1(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class SharedInSequence(Odd):
+    def build(self, channels):
+        norm, layer = nn.BatchNorm2d(channels), conv(channels, channels)
+        self.layers = nn.Sequential(conv(3, channels), norm, layer, norm, nn.ReLU(), layer, nn.BatchNorm2d(channels))
+
+    def features(self, x):
+        return self.layers(x)
+
+
+class NotInOrder(Odd):
+    """A list whose neighbors are not applied one after the other, and a sequence that starts with a norm."""
+
+    def build(self, channels):
+        self.parts = nn.ModuleList([conv(channels, channels), nn.BatchNorm2d(channels), conv(3, channels)])
+        self.layers = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), conv(channels, channels))
+
+    def features(self, x):
+        return self.layers(self.parts[0](self.parts[1](self.parts[2](x))))
+
+
+class ReversedSequential(nn.Sequential):
+    def forward(self, x):
+        for layer in reversed(self):
+            x = layer(x)
+        return x
+
+
+class OwnSequence(Odd):
+    def build(self, channels):
+        self.stem = conv(3, channels)
+        self.layers = ReversedSequential(conv(channels, channels), nn.BatchNorm2d(channels), nn.Identity())
+
+    def features(self, x):
+        return self.layers(self.stem(x))
+
+
+class UsesTheNorm(Odd):
+    """Asks its norm for more than a call."""
+
+    def build(self, channels):
+        self.conv1, self.bn1 = conv(3, channels), nn.BatchNorm2d(channels)
+
+    def features(self, x):
+        return F.relu(self.bn1(self.conv1(x))) * self.bn1.running_var[:, None, None]
+
+
+class BatchStatistics(Odd):
+    """A norm without running statistics, and one whose width is not the convolution's."""
+
+    def build(self, channels):
+        self.conv1, self.bn1 = conv(3, channels), nn.BatchNorm2d(channels, track_running_stats=False)
+        self.conv2, self.bn2 = conv(channels // 2, channels), nn.BatchNorm2d(channels // 2)
+
+    def features(self, x):
+        x = self.bn1(self.conv1(x))
+        return self.conv2(self.bn2(x[:, ::2]))
+
+
+class NotANumber(Odd):
+    """Folding would be right, but logits that are NaN cannot tell."""
+
+    def build(self, channels):
+        self.conv1, self.bn1 = conv(3, channels), nn.BatchNorm2d(channels)
+
+    def features(self, x):
+        return self.bn1(self.conv1(x)) * torch.where(x.std() < 1.5, torch.nan, 1.0)  # random images give NaN
+
+
+#: Network -> batch norms that remain in the copy.
+ODD = {
+    NoConvolution: 1,
+    NormWithActivation: 2,
+    PreActivation: 1,
+    OtherNames: 1,
+    SharedConvolution: 1,
+    SharedNorm: 1,
+    SharedInSequence: 0,
+    NotInOrder: 2,
+    OwnSequence: 1,
+    UsesTheNorm: 1,
+    BatchStatistics: 2,
+    NotANumber: 1,
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_unforeseen_structure_gives_right_logits(kind):
+    torch.manual_seed(0)
+    network = with_statistics(kind()).train()
+    copy = inference_copy(network, 8)
+    images = 3 * torch.randn(16, 3, 8, 8)
+    with torch.no_grad():
+        expected = network.eval()(images)["logits"]
+        torch.testing.assert_close(copy(images)["logits"], expected, atol=1e-5, rtol=1e-4)
+    assert torch.isfinite(expected).all() and not any(p.requires_grad for p in copy.parameters())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in copy.modules()) == ODD[kind]
+
+
+def test_neighbors_in_a_sequence_may_have_names():
+    layers = nn.Sequential(OrderedDict(first=conv(3, 4), norm=nn.BatchNorm2d(4), last=conv(4, 4)))
+    assert [(before, name) for _, before, name in foldable(layers)] == [("first", "norm")]
+
+
+def test_timms_norm_with_activation():
+    if not importlib.util.find_spec("timm"):
+        pytest.skip("timm is not installed")
+    norm = import_timm().layers.BatchNormAct2d
+
+    class Network(Odd):
+        def build(self, channels):
+            self.conv1, self.bn1 = conv(3, channels), norm(channels)
+
+        def features(self, x):
+            return self.bn1(self.conv1(x))
+
+    torch.manual_seed(0)
+    network = with_statistics(Network())
+    images = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(inference_copy(network, 8)(images), network.eval()(images))
