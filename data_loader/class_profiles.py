@@ -1,4 +1,4 @@
-"""Class distributions: how long the tail of a training set is, which test images form a distribution, shot groups.
+"""Class distributions: how long the tail of a training set is, which test images form a distribution.
 
 Pure functions on counts and labels; no image is touched here.
 """
@@ -21,7 +21,6 @@ CIFAR_DISTRIBUTIONS = (
     "backward25",
     "backward50",
 )
-SHOT_GROUPS = ("many", "medium", "few")
 SUBSET_SEED = 0  # long-tailed subsets are part of the benchmark's definition, not of a run's randomness
 
 
@@ -137,9 +136,3 @@ def distribution_indices(
         else subset_indices(targets, distribution_counts(smallest, cls_num_list, name))
         for name in names
     }
-
-
-def shot_groups(cls_num_list: Sequence[int]) -> dict[str, np.ndarray]:
-    """Classes by their number of training images: many (> 100), medium (20 to 100), few (< 20); boolean [C] each."""
-    counts = np.asarray(cls_num_list)
-    return {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}

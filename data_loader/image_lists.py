@@ -181,7 +181,7 @@ class ListDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple:
+    def __getitem__(self, item: tuple[int, int]) -> tuple | str:
         """One image for each transform, [S, S, 3] uint8, and the label last; or the path of a file left out.
 
         Args:

@@ -10,7 +10,6 @@ from data_loader.class_profiles import (
     distribution_counts,
     distribution_indices,
     long_tail_counts,
-    shot_groups,
     subset_indices,
 )
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
@@ -49,13 +48,6 @@ def test_unknown_distribution(name):
 def test_bad_imbalance(factor):
     with pytest.raises(ValueError, match="imb_factor"):
         long_tail_counts(500, 100, factor)
-
-
-@pytest.mark.parametrize(("ratio", "sizes"), [(100, (35, 35, 30)), (50, (41, 41, 18)), (10, (69, 31, 0))])
-def test_shot_groups(ratio, sizes):
-    groups = shot_groups(long_tail_counts(500, 100, FACTORS[ratio]))
-    assert tuple(int(groups[name].sum()) for name in ("many", "medium", "few")) == sizes
-    assert (sum(groups.values()) == 1).all()
 
 
 @pytest.mark.parametrize("names", [[], ["uniform", "uniform"], ["up5"]])

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, distribution_indices, shot_groups
+from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, distribution_indices
 from data_loader.image_lists import IMAGE_SUFFIXES, ImageList
+from model.metric import shot_groups
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 from utils.logger import get_logger, progress
@@ -143,7 +144,7 @@ def check(list_path: Path, data_dir: Path) -> dict:
             f"{missing[0]}: complete the data, or give the folder that the paths are relative to."
         )
     counts = np.bincount(images.targets)
-    groups = {name: int((mask & (counts > 0)).sum()) for name, mask in shot_groups(counts).items()}
+    groups = {name: int((mask.numpy() & (counts > 0)).sum()) for name, mask in shot_groups(counts).items()}
     return {
         "images": len(images),
         "classes": len(counts),
