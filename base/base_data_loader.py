@@ -33,6 +33,8 @@ class BaseDataLoader(ABC):
     class_map: list[int] | None = None
     #: False after `with_test_images`: then the test images have no labels, and no test distributions.
     has_test_labels: bool = True
+    #: Whether training sees the classes equally often, whatever their numbers of images.
+    balanced: bool = False
 
     def __init__(self, batch_size: int):
         if batch_size < 1:
@@ -87,6 +89,11 @@ class BaseDataLoader(ABC):
     @abstractmethod
     def test_batches(self) -> "EvaluationBatches":
         """The balanced test images, once each, un-augmented, in a fixed order."""
+
+    @property
+    def test_names(self) -> list[str]:
+        """The name of every test image, [N]: a path, or by default its number."""
+        return [str(number) for number in range(len(self.test_batches().targets))]
 
     @abstractmethod
     def test_distributions(self) -> dict[str, np.ndarray]:

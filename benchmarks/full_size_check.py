@@ -20,10 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_loader.image_lists import ImageList  # noqa: E402
-from model.inference import inference_copy  # noqa: E402
 from trainer.evaluator import expert_logits  # noqa: E402
 from trainer.setup import build_loader, build_model, make_config, parameter_groups  # noqa: E402
+
+from data_loader.image_lists import ImageList  # noqa: E402
+from model.inference import inference_copy  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.parse_config import read_json  # noqa: E402
 

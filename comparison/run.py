@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from base.base_trainer import TrainerOptions
+from comparison.cost import cost_of
 from comparison.plan import CHECKPOINTS, Run, plan_runs
 from comparison.tables import cost_table, records, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
@@ -32,7 +33,6 @@ from trainer.results import Results
 from trainer.run_folder import results_dir
 from utils.checkpoint import load_checkpoint, sha256
 from utils.errors import UserError
-from utils.gflops import cost_of
 from utils.report import make_folder
 
 METHODS = ("softmax", "ride", "tade")

@@ -164,10 +164,6 @@ class ListDataLoader(BaseDataLoader):
         other._batches = EpochBatches()
         return other
 
-    def replace_test_images(self, images: ImageList) -> None:
-        """As `with_test_images`, but changes this loader."""
-        self.test_images = images
-
     def _renumber(self) -> None:
         """Number the classes by falling training frequency; equally frequent ones keep their order."""
         order = np.argsort(-np.array(self.cls_num_list), kind="stable")
@@ -243,6 +239,10 @@ class ListDataLoader(BaseDataLoader):
     def split_validation(self) -> EvaluationBatches:
         source = "test set" if self.val_images is self.test_images else "validation set"
         return self._plain(self.val_images, source)
+
+    @property
+    def test_names(self) -> list[str]:
+        return self.test_images.names()
 
     def test_batches(self) -> EvaluationBatches:
         return self._plain(self.test_images, "test set")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from model.inference import inference_copy
 
 import trainer
 from data_loader.class_profiles import draw_distributions
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
+from model.inference import inference_copy
 from model.metric import top5_accuracy
 from model.model import ResNet32Model
 from tade import Aggregator, StabilityAggregator

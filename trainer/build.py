@@ -80,7 +80,7 @@ def load_start_weights(config: ConfigParser, network: BaseModel) -> None:
             ) from error
     else:
         plain = read_weights(source)
-    filled = start_from(network.backbone, plain, source)
+    filled = start_from(network, plain, source)
     get_logger().info(f"{len(filled)} entries start from {source}; the classifiers are fresh.")
 
 
@@ -88,13 +88,8 @@ def parameter_groups(config: ConfigParser, network: BaseModel) -> list[dict]:
     """Trainable parameters for the optimizer: one group, or with `optimizer.share_lr` classifiers and all else apart.
 
     The classifiers train at `lr`, the rest at `share_lr`.
-
-    Raises:
-        UserError: `freeze` leaves nothing to train.
     """
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise UserError('"freeze" in the config leaves nothing to train: take a name off it.')
     share_lr = config["optimizer"].get("share_lr")
     if share_lr is None:
         return [{"params": list(trainable.values())}]

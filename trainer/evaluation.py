@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.metric import accuracy, shot_group_accuracy
+from model.metric import accuracy, class_hits, percent_correct, shot_group_accuracy
 from trainer.build import chosen_metrics
 from trainer.devices import device_name
 from trainer.loaded_run import LoadedRun
@@ -46,7 +46,7 @@ class Scorer:
         """Results on the images `indices` [M], from their class scores [M, C]."""
         chosen = torch.as_tensor(indices)
         targets = self.targets[chosen]
-        values = {"top1": accuracy(scores, targets, self.cls_num_list)}
+        values = {"top1": percent_correct(*class_hits(scores.argmax(dim=1), targets, scores.shape[1]))}
         values |= shot_group_accuracy(scores, targets, self.cls_num_list)
         for name, metric in self.metrics.items():
             value = metric(scores, targets, self.cls_num_list)

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from model.inference import inference_copy
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
-from model.loss import CrossEntropyLoss, DiverseExpertLoss, Loss
+from model.inference import inference_copy
+from model.loss import CrossEntropyLoss, DiverseExpertLoss
 from tade import Aggregator, class_prior
 from tade.priors import EPSILON
 from trainer.build import aggregator_maker, build_loader, build_loss, build_network
@@ -113,9 +113,7 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
         checkpoint=CheckpointRecord(
             str(path), sha256(path), checkpoint.get("epoch"), checkpoint.get("selected_by", "unknown")
         ),
-        expert_log_priors=trained_loss(config, checkpoint, loader.cls_num_list, network.num_experts).log_priors(
-            network.num_experts
-        ),
+        expert_log_priors=carried_log_priors(config, checkpoint.get("epoch"), loader, network.num_experts),
         log_prior=torch.log(class_prior(loader.cls_num_list) + EPSILON),
     )
 
@@ -142,13 +140,24 @@ def _is_understood(key: str, section: object) -> bool:
     return True
 
 
-def trained_loss(config: ConfigParser, checkpoint: Mapping, cls_num_list: list[int], num_experts: int) -> Loss:
-    """The loss a checkpoint was trained with, in the state of its last epoch."""
+def carried_log_priors(config: ConfigParser, epoch: int | None, loader: BaseDataLoader, num_experts: int) -> Tensor:
+    """The log prior that each expert's logits carry, up to a constant, by the loss it was trained with: [E, C].
+
+    Class-balanced sampling makes the prior of what was seen in training uniform: log pi is missing from every expert.
+
+    Args:
+        config: where it names no loss, cross entropy is assumed for one expert, and the method's own loss for several.
+        epoch: the last of training, for losses with a schedule.
+        loader: the data of training.
+        num_experts: E.
+    """
+    counts = loader.cls_num_list
     if "loss" in config:
-        loss = build_loss(config, cls_num_list)
+        loss = build_loss(config, counts)
     else:
-        loss = CrossEntropyLoss(cls_num_list) if num_experts == 1 else DiverseExpertLoss(cls_num_list)
+        loss = CrossEntropyLoss(counts) if num_experts == 1 else DiverseExpertLoss(counts)
         get_logger().info(f"The config names no loss: logits are taken to carry what {type(loss).__name__} leaves.")
-    if hasattr(loss, "set_epoch") and checkpoint.get("epoch"):
-        loss.set_epoch(checkpoint["epoch"])
-    return loss
+    if epoch:
+        loss.set_epoch(epoch)
+    carried = loss.log_priors(num_experts)
+    return carried - torch.log(class_prior(counts) + EPSILON) if loader.balanced else carried

@@ -47,5 +47,5 @@ def predict(
             fit_all(*job)
             log_probabilities = aggregator.predict(run.test_logits)
         learning = aggregator.report()
-    names = run.loader.test_names()
+    names = run.loader.test_names
     return Predictions(names, log_probabilities, run.loader.class_names, learning, run.checkpoint)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model.inference import inference_copy
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer, TrainerOptions
+from model.inference import inference_copy
 from model.metric import accuracy, shot_group_accuracy, shot_groups
 from trainer.devices import parallel
 from trainer.logits import expert_logits
