@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import trainer
-from data_loader.class_profiles import draw_distributions
+from data_loader.class_profiles import distribution_indices
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from model.inference import inference_copy
 from model.metric import top5_accuracy
@@ -113,7 +113,7 @@ def stability(lr=0.5, **options):
 def test_a_distribution_learns_the_same_weights_alone_and_beside_others(network):
     digits = Digits(network)
     targets = digits.loader.test_set.targets.numpy()
-    distributions = draw_distributions(targets, digits.loader.cls_num_list, ["forward5", "backward5"])
+    distributions = distribution_indices(targets, digits.loader.cls_num_list, ["forward5", "backward5"])
     together = digits.fit(distributions)
     alone = digits.fit({"backward5": distributions["backward5"]})
     torch.testing.assert_close(together["backward5"].weights, alone["backward5"].weights, atol=1e-5, rtol=0)

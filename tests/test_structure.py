@@ -8,7 +8,7 @@ import tomllib
 
 from conftest import ROOT
 
-#: From the bottom up: a package imports from itself and from those before it; of two in one entry neither imports the other.
+#: From the bottom up: a package imports from itself and from those before it, never from its neighbor in one entry.
 LAYERS = [["tade"], ["utils"], ["base"], ["model", "data_loader"], ["trainer"], ["comparison"]]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 #: Run as `python -m utils.NAME`: they stand with the scripts, above everything.
