@@ -164,10 +164,6 @@ class ListDataLoader(BaseDataLoader):
         other._batches = EpochBatches()
         return other
 
-    def replace_test_images(self, images: ImageList) -> None:
-        """As `with_test_images`, but changes this loader."""
-        self.test_images = images
-
     def _renumber(self) -> None:
         """Number the classes by falling training frequency; equally frequent ones keep their order."""
         order = np.argsort(-np.array(self.cls_num_list), kind="stable")
