@@ -13,6 +13,7 @@ from data_loader.class_profiles import (
     subset_indices,
 )
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
+from model.metric import shot_groups
 
 GOLDEN_COUNTS = golden_json("cifar100_lt_counts.json")
 FACTORS = {10: 0.1, 50: 0.02, 100: 0.01}
@@ -48,6 +49,13 @@ def test_unknown_distribution(name):
 def test_bad_imbalance(factor):
     with pytest.raises(ValueError, match="imb_factor"):
         long_tail_counts(500, 100, factor)
+
+
+@pytest.mark.parametrize(("ratio", "sizes"), [(100, (35, 35, 30)), (50, (41, 41, 18)), (10, (69, 31, 0))])
+def test_shot_groups(ratio, sizes):
+    groups = shot_groups(long_tail_counts(500, 100, FACTORS[ratio]))
+    assert tuple(int(groups[name].sum()) for name in ("many", "medium", "few")) == sizes
+    assert (sum(groups.values()) == 1).all()
 
 
 @pytest.mark.parametrize("names", [[], ["uniform", "uniform"], ["up5"]])
