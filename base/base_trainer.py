@@ -93,7 +93,10 @@ class BaseTrainer(ABC):
         self.logger = get_logger(verbosity=options.verbosity)
         mode, _, self.monitored = options.monitor.partition(" ")
         self.sign = -1 if mode == "min" else 1
-        self.start_epoch, self.best, self.best_epoch, self.checks_since_best = 1, None, None, 0
+        self.start_epoch = 1
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.checks_since_best = 0
         self.seconds = 0.0  # spent on the epochs so far, in all sittings
 
     @abstractmethod
@@ -199,7 +202,7 @@ class BaseTrainer(ABC):
 
     def state(self, epoch: int) -> dict:
         """Everything a run needs to go on after `epoch`: tensors and plain containers only."""
-        random_states = {"torch": torch.get_rng_state()}
+        random_states: dict[str, object] = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             random_states["cuda"] = torch.cuda.get_rng_state_all()
         return {
@@ -271,8 +274,8 @@ class BaseTrainer(ABC):
         self.scheduler._last_lr = rates
 
     def _how_to_go_on(self) -> str:
-        last = self.run_dir / "last.pth"
-        if not last.exists():  # the first epoch's other checkpoints may be there
+        last = next(self.run_dir.glob("last.pth"), None)
+        if last is None:  # the first epoch's other checkpoints may be there
             last = max(self.run_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime, default=None)
         if last is None:
             return "No epoch was saved yet: start again."
