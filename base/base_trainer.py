@@ -206,7 +206,7 @@ class BaseTrainer(ABC):
 
     def state(self, epoch: int) -> dict:
         """Everything a run needs to go on after `epoch`: tensors and plain containers only."""
-        random_states = {"torch": torch.get_rng_state()}
+        random_states: dict[str, object] = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             random_states["cuda"] = torch.cuda.get_rng_state_all()
         return {
@@ -278,8 +278,8 @@ class BaseTrainer(ABC):
         self.scheduler._last_lr = rates
 
     def _how_to_go_on(self) -> str:
-        last = self.run_dir / "last.pth"
-        if not last.exists():  # the first epoch's other checkpoints may be there
+        last = next(self.run_dir.glob("last.pth"), None)
+        if last is None:  # the first epoch's other checkpoints may be there
             last = max(self.run_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime, default=None)
         if last is None:
             return "No epoch was saved yet: start again."

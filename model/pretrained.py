@@ -51,10 +51,18 @@ def start_from(network: BaseModel, plain: Mapping[str, Tensor], source: str) -> 
         The names that were filled.
 
     Raises:
-        UserError: an entry is missing or has another shape (another depth or width).
+        UserError: an entry is missing or has another shape (another depth or width), or a checkpoint has several
+            experts, but not as many as the network.
     """
     own, filled = network.state_dict(), {}
     from_here = any(name.startswith(OWN) for name in plain)
+    experts = experts_in(plain)
+    has_stages = len(network.expert_modules(0)) > 1  # experts are more than a classifier
+    if from_here and has_stages and experts not in (1, network.num_experts):
+        raise UserError(
+            f"{source} has {experts} experts and this network {network.num_experts}: set arch;args;num_experts to "
+            f"{experts}, or start from a network of one expert."
+        )
     for name, tensor in own.items():
         plain_name = network.plain_name(name)
         if plain_name is None:
@@ -64,7 +72,7 @@ def start_from(network: BaseModel, plain: Mapping[str, Tensor], source: str) -> 
         if there is None:
             if name.endswith("num_batches_tracked"):  # older files have none; it only counts
                 continue
-            raise UserError(_missing(network, plain, source, candidates[0 if from_here else -1], from_here))
+            raise UserError(_missing(name if from_here else plain_name, source, from_here))
         if plain[there].shape != tensor.shape:
             raise UserError(_other_shape(there, plain[there], tensor, source, from_here))
         filled[name] = plain[there]
@@ -72,18 +80,12 @@ def start_from(network: BaseModel, plain: Mapping[str, Tensor], source: str) -> 
     return list(filled)
 
 
-def _missing(network: BaseModel, plain: Mapping[str, Tensor], source: str, name: str, from_here: bool) -> str:
+def _missing(name: str, source: str, from_here: bool) -> str:
     if not from_here:
         return f"{source} has no {name}. {_advice(source)}"
-    experts = experts_in(plain)
-    if experts not in (1, network.num_experts):
-        return (
-            f"{source} has no {name}: its network has {experts} experts and this one {network.num_experts}. Set "
-            f"arch;args;num_experts to {experts}, or start from a network of one expert."
-        )
     return (
         f"{source} has no {name}: it belongs to another architecture. Use the arch that it was trained with "
-        '(only num_classes, use_norm and the number of experts that start from one may differ), or leave "weights" out.'
+        '(num_classes and use_norm may differ, and num_experts if it was 1), or leave "weights" out.'
     )
 
 

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, golden_json
 
+import model.loss
 from model.loss import (
     BalancedSoftmaxLoss,
     CrossEntropyLoss,
     DiverseExpertLoss,
     FocalLoss,
     LDAMLoss,
+    Loss,
     RIDELoss,
     class_balanced_weights,
     class_prior,
@@ -180,3 +182,95 @@ def test_one_expert_is_the_softmax_baseline(batch):
 def test_priors_follow_the_module():
     assert {"prior", "inverse_prior"} <= {name for name, _ in DiverseExpertLoss(COUNTS).named_buffers()}
     assert "class_weights" in dict(CrossEntropyLoss(COUNTS, reweight_CE=True).named_buffers())
+
+
+# --- The prior that the logits carry ----------------------------------------------------------------------------
+
+PRIOR = torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)
+
+
+def reweighted(beta: float = 0.9999) -> torch.Tensor:
+    """log(pi w), normalized, from the definition of the weights, [C]."""
+    weighted = [p * (1 - beta) / (1 - beta**n) for p, n in zip(PRIOR.tolist(), COUNTS, strict=True)]
+    return torch.tensor([w / sum(weighted) for w in weighted], dtype=torch.float64).log()
+
+
+def check_carried(loss: Loss, expected: torch.Tensor) -> None:
+    for experts in (1, 3):
+        carried = loss.log_priors(experts)
+        assert carried.shape == (experts, len(COUNTS)) and carried.dtype == torch.float32
+        torch.testing.assert_close(carried.double(), expected.expand(experts, -1).double(), atol=1e-5, rtol=1e-5)
+
+
+def test_every_loss_says_its_log_priors():
+    losses = [getattr(model.loss, name) for name in model.loss.__all__]
+    assert all(issubclass(loss, Loss) and loss.log_priors is not Loss.log_priors for loss in losses)
+    for loss in losses:
+        carried = loss(COUNTS).log_priors(4)
+        assert carried.shape == (4, len(COUNTS)) and bool(torch.isfinite(carried).all()), loss.__name__
+    with pytest.raises(TypeError, match="abstract"):
+        Loss(COUNTS)
+
+
+def test_cross_entropy_and_focal_loss_carry_log_pi():
+    check_carried(CrossEntropyLoss(COUNTS), PRIOR.log())
+    check_carried(FocalLoss(COUNTS, gamma=2), PRIOR.log())
+
+
+def test_balanced_softmax_carries_nothing():
+    check_carried(BalancedSoftmaxLoss(COUNTS), torch.zeros(len(COUNTS)))
+
+
+@pytest.mark.parametrize("experts", [1, 2, 3, 6])
+@pytest.mark.parametrize("tau", [1, 2])
+def test_the_methods_own_loss_carries_what_its_experts_are_trained_under(experts, tau):
+    prior = class_prior(COUNTS)
+    expected = expert_log_priors(prior, inverse_prior(prior), experts, tau)
+    assert torch.equal(DiverseExpertLoss(COUNTS, tau=tau).log_priors(experts), expected)
+
+
+def test_class_weights_are_part_of_what_is_carried():
+    check_carried(CrossEntropyLoss(COUNTS, reweight_CE=True), reweighted())
+
+
+@pytest.mark.parametrize("loss", [LDAMLoss, RIDELoss])
+def test_a_schedule_answers_for_the_epoch_set_last(loss):
+    criterion = loss(COUNTS, reweight_epoch=160)
+    check_carried(criterion, PRIOR.log())
+    criterion.set_epoch(200)
+    check_carried(criterion, reweighted())
+    assert float(reweighted().exp().sum()) == pytest.approx(1)
+    criterion.set_epoch(160)
+    check_carried(criterion, PRIOR.log())
+    never = RIDELoss(COUNTS, reweight=False, reweight_epoch=160) if loss is RIDELoss else LDAMLoss(COUNTS)
+    never.set_epoch(200)
+    check_carried(never, PRIOR.log())
+
+
+def test_a_class_without_an_image_has_a_finite_log_prior():
+    assert bool(torch.isfinite(CrossEntropyLoss([5, 0, 3]).log_priors(2)).all())
+
+
+def test_training_leaves_the_logits_with_the_prior_that_the_loss_says():
+    """Logits that see no image, trained on long-tailed labels alone, end at the carried prior."""
+    counts = [60, 30, 10]
+    target = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    for loss, experts in (
+        (CrossEntropyLoss(counts), 1),
+        (CrossEntropyLoss(counts, reweight_CE=True), 1),
+        (BalancedSoftmaxLoss(counts), 1),
+        (DiverseExpertLoss(counts, tau=2), 3),
+    ):
+        v = torch.zeros(experts, 3, requires_grad=True)
+        optimizer = torch.optim.LBFGS([v], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure(loss=loss, v=v, optimizer=optimizer):
+            optimizer.zero_grad()
+            logits = v.expand(len(target), -1, -1)
+            value = loss({"logits": logits, "output": logits.mean(dim=1)}, target)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        expected = torch.log_softmax(loss.log_priors(experts), dim=1)
+        torch.testing.assert_close(torch.log_softmax(v.detach(), dim=1), expected, atol=2e-3, rtol=0)

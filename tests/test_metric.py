@@ -1,14 +1,89 @@
+import pytest
 import torch
 
-from model.metric import accuracy, class_hits, percent_correct, top5_accuracy
+import model.metric
+from model.metric import (
+    accuracy,
+    class_hits,
+    expected_calibration_error,
+    per_class_accuracy,
+    percent_correct,
+    shot_group_accuracy,
+    shot_groups,
+    top5_accuracy,
+)
+
+COUNTS = [101, 100, 20, 19]  # many, medium, medium, few
+
+
+def test_every_metric_takes_the_same_arguments():
+    scores, targets = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 0])
+    kinds = {name: type(getattr(model.metric, name)(scores, targets, COUNTS)) for name in model.metric.__all__}
+    assert kinds == {
+        "accuracy": float,
+        "top5_accuracy": float,
+        "shot_group_accuracy": dict,
+        "expected_calibration_error": float,
+        "per_class_accuracy": list,
+    }
 
 
 def test_accuracy():
+    counts = [10] * 8
     scores = torch.eye(8)[[0, 1, 2, 3]] + torch.arange(8) * 0.01  # predicts 0, 1, 2, 3
-    assert accuracy(scores, torch.tensor([0, 1, 2, 0])) == 0.75
+    assert accuracy(scores, torch.tensor([0, 1, 2, 0]), counts) == 75
     # the five highest are the predicted class and 7, 6, 5, 4
-    assert top5_accuracy(scores, torch.tensor([0, 7, 4, 0])) == 0.75
-    assert top5_accuracy(scores[:, :3], torch.tensor([0, 1, 2, 0])) == 1
+    assert top5_accuracy(scores, torch.tensor([0, 7, 4, 0]), counts) == 75
+    assert top5_accuracy(scores[:, :3], torch.tensor([0, 1, 2, 0]), counts[:3]) == 100
+
+
+def test_shot_groups_include_their_limits():
+    groups = shot_groups(COUNTS)
+    assert {name: mask.tolist() for name, mask in groups.items()} == {
+        "many": [True, False, False, False],
+        "medium": [False, True, True, False],
+        "few": [False, False, False, True],
+    }
+    assert all(mask.dtype == torch.bool for mask in groups.values())
+
+
+def test_accuracy_of_groups_and_classes_by_hand():
+    scores = torch.eye(4)[[0, 0, 1, 2, 1, 1]]  # predictions
+    targets = torch.tensor([0, 1, 1, 2, 2, 2])
+    assert shot_group_accuracy(scores, targets, COUNTS) == {"many": 100, "medium": 40, "few": None}
+    assert per_class_accuracy(scores, targets, COUNTS) == [100, 50, pytest.approx(100 / 3), None]
+
+
+def test_expected_calibration_error_by_hand():
+    """Four images with confidence 0.8 of which three are right, and one with 0.6 that is wrong."""
+    probabilities = torch.tensor([[0.8, 0.2]] * 4 + [[0.4, 0.6]])
+    targets = torch.tensor([0, 0, 0, 1, 0])
+    expected = 100 * (4 / 5 * abs(3 / 4 - 0.8) + 1 / 5 * abs(0 - 0.6))
+    assert expected_calibration_error(probabilities.log(), targets, [5, 5]) == pytest.approx(expected, abs=1e-4)
+    sure = torch.tensor([[100.0, 0.0], [0.0, 100.0]])
+    assert expected_calibration_error(sure, torch.tensor([0, 1]), [5, 5]) == pytest.approx(0, abs=1e-9)
+    assert expected_calibration_error(sure, torch.tensor([1, 0]), [5, 5]) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1, 5])
+def test_expected_calibration_error_against_a_direct_computation(scale):
+    generator = torch.Generator().manual_seed(0)
+    scores = scale * torch.randn(400, 7, generator=generator)
+    targets = torch.randint(7, (400,), generator=generator)
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+    for row, target in zip(scores.double(), targets, strict=True):
+        p = [float(torch.exp(v) / torch.exp(row).sum()) for v in row]
+        confidence = max(p)
+        for k in range(15):
+            if k / 15 < confidence <= (k + 1) / 15:
+                bins[k].append((confidence, p.index(confidence) == int(target)))
+    assert sum(map(len, bins)) == 400
+    error = sum(
+        len(b) / 400 * abs(sum(hit for _, hit in b) / len(b) - sum(c for c, _ in b) / len(b)) for b in bins if b
+    )
+    assert expected_calibration_error(scores, targets, [10] * 7) == pytest.approx(100 * error, abs=1e-6)
+    log_probabilities = torch.log_softmax(scores, dim=1)
+    assert expected_calibration_error(log_probabilities, targets, [10] * 7) == pytest.approx(100 * error, abs=1e-4)
 
 
 def test_hits_by_class_and_percent():

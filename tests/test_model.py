@@ -4,6 +4,7 @@ import torch
 from conftest import GOLDEN, SHARED, golden_json, golden_random, golden_weights
 
 import model.model
+from model.backbones.multi_expert import experts_in
 from model.layers import CosineClassifier
 from model.loss import DiverseExpertLoss
 
@@ -77,3 +78,39 @@ def test_cosine_classifier_starts_with_unit_columns_and_gives_cosines():
     torch.testing.assert_close(head.weight.norm(dim=0), torch.ones(3))
     feat = 7 * head.weight[:, 1].detach()[None]
     torch.testing.assert_close(head(feat)[0, 1], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODELS)
+def test_a_state_dict_says_how_many_experts_there_are(name):
+    entry = GOLDEN_MODELS[name]
+    assert experts_in(entry["state_dict"]) == entry["args"].get("num_experts", 1)
+    assert experts_in(key.removeprefix("backbone.") for key in entry["state_dict"]) == experts_in(entry["state_dict"])
+    assert experts_in(["conv1.weight", "fc.weight"]) == 1
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+@pytest.mark.parametrize("use_norm", [False, True])
+def test_classifiers_and_plain_names(experts, use_norm):
+    network = model.model.ResNet10Model(5, use_norm=use_norm, num_experts=experts, share_layer3=True)
+    state = network.state_dict()
+    heads = {name for name in state if name.startswith("backbone.linear")}
+    assert network.classifier_names() == heads and len(heads) == experts * (1 if use_norm else 2)
+    plain = {name: network.plain_name(name) for name in state}
+    assert {name for name, other in plain.items() if other is None} == heads
+    assert plain["backbone.conv1.weight"] == "conv1.weight"
+    assert plain["backbone.layer3.0.bn1.bias"] == "layer3.0.bn1.bias"
+    last = "backbone.layer4.0.bn1.bias" if experts == 1 else "backbone.layer4s.2.0.bn1.bias"
+    assert plain[last] == "layer4.0.bn1.bias"
+    assert network.expert_modules(experts - 1)[-1].weight is network.get_parameter(sorted(heads)[-1])
+
+
+def test_a_backbone_says_how_it_pools():
+    class Largest(type(model.model.ResNet32Model(**SMALL).backbone)):
+        def pool(self, features):
+            return features.amax(dim=(2, 3))
+
+    network = model.model.ResNet32Model(**SMALL, num_experts=2).eval()
+    images = torch.randn(2, 3, 16, 16)
+    mean = network(images)["feat"]
+    network.backbone.__class__ = Largest
+    assert bool((network(images)["feat"] >= mean).all()) and not torch.equal(network(images)["feat"], mean)

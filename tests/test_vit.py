@@ -1,0 +1,139 @@
+"""A Vision Transformer from timm as the trunk that all experts share."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import model.backbones.vit
+from model.backbones.vit import import_timm
+from model.freeze import freeze
+from model.inference import inference_copy
+from model.loss import DiverseExpertLoss
+from model.model import ViTModel
+from model.pretrained import start_from
+from utils import gflops
+from utils.errors import UserError
+
+needs_timm = pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="timm is not installed")
+TINY = {"num_classes": 7, "image_size": 16, "patch_size": 8}
+
+
+@needs_timm
+@pytest.mark.parametrize("experts", [1, 3])
+@pytest.mark.parametrize("use_norm", [False, True])
+def test_output_contract_and_a_gradient_for_every_parameter(experts, use_norm):
+    network = ViTModel(**TINY, num_experts=experts, use_norm=use_norm, returns_feat=True)
+    output = network(torch.randn(4, 3, 16, 16))
+    assert set(output) == {"output", "logits", "feat"}
+    assert output["logits"].shape == (4, experts, 7) and output["feat"].shape == (4, experts, 192)
+    torch.testing.assert_close(output["output"], output["logits"].mean(dim=1))
+    DiverseExpertLoss([50, 40, 30, 20, 10, 5, 2])(output, torch.tensor([0, 1, 2, 6])).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@needs_timm
+def test_inference_copy_gives_the_same_logits():
+    network = ViTModel(**TINY, num_experts=2).train()
+    copy, images = inference_copy(network, 16), torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        expected = network.eval()(images)["logits"]
+        given = copy(images.contiguous(memory_format=torch.channels_last))["logits"]
+    torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-4)
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+
+
+@needs_timm
+def test_parts_have_names():
+    network = ViTModel(**TINY, num_experts=2)
+    assert network.classifier_names() == {f"backbone.linears.{e}.{name}" for e in (0, 1) for name in ("weight", "bias")}
+    assert network.plain_name("backbone.trunk.blocks.0.attn.qkv.weight") == "blocks.0.attn.qkv.weight"
+    assert network.plain_name("backbone.trunk.cls_token") == "cls_token"
+    assert network.plain_name("backbone.linears.1.weight") is None
+    frozen = freeze(network, ["backbone.trunk"])
+    assert network.backbone.trunk in frozen and network.backbone not in frozen
+
+
+@needs_timm
+def test_a_plain_transformer_of_timm_is_a_start():
+    plain = import_timm().create_model("vit_tiny_patch16_224", img_size=16, patch_size=8, num_classes=11)
+    network = ViTModel(**TINY, num_experts=2)
+    filled = start_from(network, plain.state_dict(), "file")
+    assert set(network.state_dict()) - set(filled) == network.classifier_names()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = plain.eval().forward_head(plain.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(network.eval()(images)["feat"][:, 1], expected)
+    with pytest.raises(UserError, match=r"pos_embed is \[1, 5, 192\] in file and \[1, 17, 192\].*image size"):
+        start_from(ViTModel(7, image_size=32, patch_size=8), plain.state_dict(), "file")
+
+
+@needs_timm
+def test_the_trunk_of_a_checkpoint_is_a_start_for_any_number_of_experts():
+    before = ViTModel(**TINY, num_experts=3).state_dict()
+    for experts in (1, 2, 3):
+        network = ViTModel(**TINY, num_experts=experts, use_norm=True)
+        start_from(network, before, "last.pth")
+        assert torch.equal(network.state_dict()["backbone.trunk.pos_embed"], before["backbone.trunk.pos_embed"])
+
+
+@needs_timm
+def test_cost_is_counted_by_part():
+    network = ViTModel(**TINY, num_experts=2, use_norm=False)
+    names = set(network.state_dict())
+    table = gflops.count_macs(network, 16)
+    assert set(network.state_dict()) == names
+    assert table.loc["total", "parameters"] == sum(p.numel() for p in network.parameters())
+    assert table.loc["expert 1", "classifier"] == 192 * 7 and table.loc["expert 1", "linear layers"] == 0
+    tokens = 5
+    assert table.loc["stem", "linear layers"] == 12 * tokens * 192 * 192 * (3 + 1 + 4 + 4)  # qkv, proj, fc1, fc2
+    assert table.loc["stem", "convolutions"] == 4 * 192 * 3 * 8 * 8
+    assert "linear layers (G)" in gflops.format_cost(table)
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"variant": "vit_tiny_patch16_223"}, UserError, 'no Vision Transformer "vit_tiny_patch16_223": did you mean'),
+        ({"variant": "resnet50"}, UserError, 'no Vision Transformer "resnet50"'),
+        ({"patch_size": 32}, ValueError, "patch_size must lie between 1 and image_size"),
+        ({"num_experts": 0}, ValueError, "num_experts"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ViTModel(**{**TINY, **arguments})
+
+
+@needs_timm
+def test_images_of_another_size_are_refused():
+    with pytest.raises(UserError, match="16x16 pixels, not 32x32: set arch;args;image_size"):
+        ViTModel(**TINY)(torch.randn(1, 3, 32, 32))
+
+
+@needs_timm
+def test_weights_that_cannot_be_had(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(import_timm(), "create_model", fail)
+    with pytest.raises(UserError, match='could not be downloaded .no network.*leave "pretrained" out'):
+        ViTModel(**TINY, pretrained=True)
+
+
+def test_without_timm_one_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(model.backbones.vit, "torchvision", lambda: None)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="pip install timm"):
+        ViTModel(**TINY)
+
+
+def test_importing_the_networks_imports_neither_timm_nor_torchvision():
+    code = "import sys, model.model; print({'timm', 'torchvision'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
