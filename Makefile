@@ -26,12 +26,14 @@ demo: env  ## train on long-tailed digits, evaluate every test distribution, lea
 	@echo "Tables and plots: $(RUN)/results/last/test_all and $(RUN)/results/last/test_train"
 	@echo "TensorBoard:      $(BIN)/tensorboard --logdir saved"
 
-lint: env  ## check style and imports
+lint: env  ## check style, layout, imports and types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
 
 test: lint  ## lint, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 clean:  ## remove the environment and caches (not data/ or saved/)
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage
 	find . -name __pycache__ -not -path './data/*' -prune -exec rm -rf {} +

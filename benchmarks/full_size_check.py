@@ -20,11 +20,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainer.evaluator import expert_logits  # noqa: E402
-from trainer.setup import build_loader, build_model, make_config, parameter_groups  # noqa: E402
 
 from data_loader.image_lists import ImageList  # noqa: E402
 from model.inference import inference_copy  # noqa: E402
+from trainer.build import build_loader, build_loss, build_network, parameter_groups  # noqa: E402
+from trainer.logits import expert_logits  # noqa: E402
+from trainer.registry import make_config  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.parse_config import read_json  # noqa: E402
 
@@ -98,8 +99,8 @@ def main() -> None:
             batches = iter(loader)
             images, target = next(batches)
             first_batch = time.perf_counter() - start
-        network = build_model(config, loader.num_classes, torch.device("cpu"))
-        criterion = config.build("loss", cls_num_list=loader.cls_num_list)
+        network = build_network(config, loader.num_classes, torch.device("cpu"))
+        criterion = build_loss(config, loader.cls_num_list)
         optimizer = config.build("optimizer", parameter_groups(config, network))
         start = time.perf_counter()
         loss = criterion(network(images), target)

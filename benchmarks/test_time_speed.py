@@ -23,15 +23,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainer.aggregator import StabilityAggregator, prediction_stability  # noqa: E402
-from trainer.evaluator import DistributionScorer, expert_logits, inference_copy, score_equal_weights  # noqa: E402
-from trainer.test_time_training import fit_aggregators  # noqa: E402
-
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
 from data_loader.datasets import ImageSet  # noqa: E402
 from data_loader.tensor_transforms import normalize  # noqa: E402
+from model.inference import inference_copy  # noqa: E402
 from model.model import ResNet32Model  # noqa: E402
+from tade import StabilityAggregator, prediction_stability  # noqa: E402
+from trainer.adaptation import fit_all, two_view_logits  # noqa: E402
 from trainer.devices import choose_device  # noqa: E402
+from trainer.evaluation import Scorer  # noqa: E402
+from trainer.logits import expert_logits  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.torchvision_import import torchvision  # noqa: E402
 
@@ -55,22 +56,22 @@ def sgd(parameters):
 
 def plain_evaluation(network, loader, distributions, device):
     accuracy = {}
-    for name, rows in distributions.items():
+    for name, indices in distributions.items():
         correct = 0
-        for part in torch.as_tensor(rows).split(BATCH):
+        for part in torch.as_tensor(indices).split(BATCH):
             images = normalize(loader.test_set.images[part].to(device), loader.mean, loader.std)
             with torch.no_grad():
                 prediction = network(images)["output"].argmax(dim=1).cpu()
             correct += int((prediction == loader.test_set.targets[part]).sum())
-        accuracy[name] = 100 * correct / len(rows)
+        accuracy[name] = 100 * correct / len(indices)
     return accuracy
 
 
 def our_evaluation(network, loader, distributions, device):
     batches = loader.test_batches()
-    logits = expert_logits(inference_copy(network), batches, device, "evaluation")
-    scorer = DistributionScorer(logits, batches.targets, loader.cls_num_list)
-    return {k: v["top1"] for k, v in score_equal_weights(scorer, distributions, distributions).items()}
+    logits = expert_logits(inference_copy(network, loader.image_size), batches, device, "evaluation")
+    scorer = Scorer(logits, batches.targets, loader.cls_num_list)
+    return {name: scorer.score_equal_weights(indices).top1 for name, indices in distributions.items()}
 
 
 def pillow_views(loader):
@@ -90,13 +91,13 @@ def pillow_views(loader):
 
 def plain_test_time_training(network, loader, distributions, device):
     view = pillow_views(loader)
-    for rows in distributions.values():
+    for indices in distributions.values():
         parameter = torch.nn.Parameter(torch.full((3,), 1 / 3, device=device))
         optimizer = sgd([parameter])
-        rows = torch.as_tensor(rows)
-        for part in rows[torch.randperm(len(rows))].split(BATCH):
-            pictures = [Image.fromarray(i.numpy()) for i in loader.test_set.images[part].permute(0, 2, 3, 1)]
-            views = [torch.stack([view(picture) for picture in pictures]).to(device) for _ in range(2)]
+        indices = torch.as_tensor(indices)
+        for part in indices[torch.randperm(len(indices))].split(BATCH):
+            images = [Image.fromarray(i.numpy()) for i in loader.test_set.images[part].permute(0, 2, 3, 1)]
+            views = [torch.stack([view(image) for image in images]).to(device) for _ in range(2)]
             stability = prediction_stability(torch.softmax(parameter, 0), *(network(v)["logits"] for v in views))
             optimizer.zero_grad()
             (-stability).backward()
@@ -104,13 +105,18 @@ def plain_test_time_training(network, loader, distributions, device):
 
 
 def our_test_time_training(network, loader, distributions, device):
-    fit_aggregators(
-        inference_copy(network),
-        loader,
+    copy = inference_copy(network, loader.image_size)
+    logits = torch.zeros(len(loader.test_set.targets), 3, 100)  # the published method learns from the views alone
+    priors = torch.zeros(3, 100), torch.zeros(100)
+    aggregators = {
+        name: StabilityAggregator(*priors, epochs=1, batch_size=BATCH, make_optimizer=sgd) for name in distributions
+    }
+    fit_all(
+        aggregators,
+        logits,
         distributions,
-        lambda: StabilityAggregator(3, sgd, epochs=1, batch_size=BATCH),
-        1,
-        device,
+        lambda indices, pass_number: two_view_logits(copy, loader, indices, pass_number, device),
+        seed=1,
     )
 
 

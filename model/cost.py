@@ -1,5 +1,7 @@
 """Parameters and multiply-adds of a network, by its parts. What is counted: see utils/gflops.py."""
 
+from typing import Any
+
 import pandas as pd
 import torch
 from thop import profile
@@ -17,12 +19,12 @@ KINDS = {
 COLUMNS = ("convolutions", "batch norm", "linear layers", "classifier", "cosine classifier")
 
 
-def _count_cosine_classifier(layer: CosineClassifier, inputs: tuple[Tensor], cosines: Tensor) -> None:
+def _count_cosine_classifier(layer: Any, inputs: tuple[Tensor], cosines: Tensor) -> None:
     """thop handler: D multiply-adds for each of the B * C cosines."""
     layer.total_ops += layer.weight.shape[0] * cosines.numel()
 
 
-def _count_batch_norm(layer: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> None:
+def _count_batch_norm(layer: Any, inputs: tuple[Tensor], output: Tensor) -> None:
     """thop handler: two operations an element, as thop counted when the published figures were made (now four)."""
     layer.total_ops += 2 * output.numel()
 

@@ -8,9 +8,10 @@ import torch
 from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
+from comparison.cost import cost_of
+from model.cost import count_macs
 from model.model import ResNet10Model
 from trainer.registry import make_config
-from utils import gflops
 from utils.parse_config import read_json
 
 #: config -> (G multiply-adds the published way, millions of parameters), as counted with the reference's networks.
@@ -29,7 +30,7 @@ REFERENCE = {
 @pytest.mark.parametrize("name", REFERENCE)
 def test_cost_is_that_of_the_references_network(name):
     macs, parameters = REFERENCE[name]
-    total = gflops.cost_of(make_config(read_json(ROOT / "configs" / f"config_{name}.json"))).loc["total"]
+    total = cost_of(make_config(read_json(ROOT / "configs" / f"config_{name}.json"))).loc["total"]
     assert total["published way"] / 1e9 == pytest.approx(macs, abs=6e-5)
     assert total["parameters"] / 1e6 == pytest.approx(parameters, abs=6e-3)
 
@@ -37,7 +38,7 @@ def test_cost_is_that_of_the_references_network(name):
 def test_parts_add_up_and_agree_with_torchs_counter():
     network = ResNet10Model(num_classes=50, num_experts=2, reduce_dimension=True, use_norm=True).eval()
     names = set(network.state_dict())
-    table = gflops.count_macs(network, 64)
+    table = count_macs(network, 64)
     assert set(network.state_dict()) == names and not network.training  # nothing is left behind
     assert list(table.index) == ["stem", "expert 1", "expert 2", "total"]
     assert table.loc["total", "parameters"] == sum(p.numel() for p in network.parameters())

@@ -13,8 +13,8 @@ from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Place
 from data_loader.image_lists import ImageList, decode, list_folder, to_tensor
 from data_loader.samplers import balanced_order
 from data_loader.tensor_transforms import normalize
-from trainer.registry import make_config
-from utils.checkpoint import load_checkpoint
+from trainer import train
+from trainer.command_line import Options
 from utils.errors import UserError
 from utils.parse_config import read_json
 from utils.torchvision_import import torchvision
@@ -305,16 +305,15 @@ def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     }
     config["trainer"] |= {"epochs": 2, "save_dir": str(tmp_path), "tensorboard": False}
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
-    last = Path(script("train").main(make_config(config))["last"])
-    results = script("test_all_imagenet").main(make_config(config, resume=last))
+    last = Path(train(config)["last"])
+    results = script("test_all_imagenet").main(Options(checkpoint=last))
     assert [e["images"] for e in results["distributions"].values()] == [8, 12]
-    sections = {**config, **read_json(ROOT / "configs" / "test_time_custom_example.json")}
-    learned = script("test_train_imagenet").main(make_config(sections, resume=last))
+    test_time = read_json(ROOT / "configs" / "test_time_custom_example.json")
+    learned = script("test_train_imagenet").main(Options(test_time, last))
     assert sum(learned["distributions"]["uniform"]["weights"]) == pytest.approx(1)
 
-    config = make_config(sections, resume=last, output=tmp_path / "out")
-    config.options = {"images": folder / "test"}
-    predicted = script("predict_folder").main(config)
+    options = Options(test_time, last, output=tmp_path / "out", images=folder / "test")
+    predicted = script("predict_folder").main(options)
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert list(table) == ["path", "class", "probability"] and len(table) == predicted["images"] == 12
     assert table["path"][5] == "class 1/1.png" and set(table["class"]) <= {"red", "green", "blue"}
@@ -324,11 +323,9 @@ def test_one_s_own_images_from_end_to_end(folder, tmp_path):
 def test_predicting_a_folder_without_images(digits_run, folder, tmp_path):
     with pytest.raises(UserError, match="no image file under"):
         list_folder(tmp_path)
-    sections = read_json(ROOT / "configs" / "test_time_digits_tade.json")
-    config = make_config({**load_checkpoint(digits_run["last"])["config"], **sections}, resume=Path(digits_run["last"]))
-    config.options = {"images": folder / "test"}
+    test_time = read_json(ROOT / "configs" / "test_time_digits_tade.json")
     with pytest.raises(UserError, match="ImbalanceDigitsDataLoader reads no image files"):
-        script("predict_folder").main(config)
+        script("predict_folder").main(Options(test_time, Path(digits_run["last"]), images=folder / "test"))
 
 
 def test_images_in_both_lists_are_warned_of(folder, capsys):

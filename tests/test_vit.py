@@ -10,6 +10,7 @@ from conftest import ROOT
 
 import model.backbones.vit
 from model.backbones.vit import import_timm
+from model.cost import count_macs
 from model.freeze import freeze
 from model.inference import inference_copy
 from model.loss import DiverseExpertLoss
@@ -85,7 +86,7 @@ def test_the_trunk_of_a_checkpoint_is_a_start_for_any_number_of_experts():
 def test_cost_is_counted_by_part():
     network = ViTModel(**TINY, num_experts=2, use_norm=False)
     names = set(network.state_dict())
-    table = gflops.count_macs(network, 16)
+    table = count_macs(network, 16)
     assert set(network.state_dict()) == names
     assert table.loc["total", "parameters"] == sum(p.numel() for p in network.parameters())
     assert table.loc["expert 1", "classifier"] == 192 * 7 and table.loc["expert 1", "linear layers"] == 0
