@@ -227,10 +227,11 @@ class BaseTrainer(ABC):
         """Take up where a checkpoint of this project left off.
 
         Raises:
-            UserError: it holds weights alone, another network or another kind of optimizer, or has all its epochs.
+            UserError: it holds weights alone, another network, another kind of optimizer or other parameter groups, or
+                has all its epochs.
         """
         missing = {"optimizer", "scheduler", "scaler", "random", "epoch", "best", "best_epoch"} - checkpoint.keys()
-        if missing:
+        if missing or checkpoint["epoch"] is None:
             raise UserError(
                 f"{path} holds weights alone, so that training cannot go on from it: "
                 "give a last.pth or checkpoint-epoch*.pth."
@@ -246,7 +247,13 @@ class BaseTrainer(ABC):
         if checkpoint["epoch"] >= self.options.epochs:
             raise UserError(f"This run has its {self.options.epochs} epochs already: ask for more with --epochs.")
         load_weights(self.model, checkpoint["model"], path)
-        self._resume_optimizer(checkpoint["optimizer"], checkpoint["scheduler"])
+        try:
+            self._resume_optimizer(checkpoint["optimizer"], checkpoint["scheduler"])
+        except ValueError as error:
+            raise UserError(
+                f"{path} was trained with other parameter groups ({error}): keep freeze and optimizer;share_lr as they "
+                'were, or start anew from its weights ("weights" in the config).'
+            ) from error
         self.scaler.load_state_dict(checkpoint["scaler"])
         torch.set_rng_state(checkpoint["random"]["torch"])
         if torch.cuda.is_available() and len(checkpoint["random"].get("cuda", [])) == torch.cuda.device_count():
@@ -278,9 +285,10 @@ class BaseTrainer(ABC):
         self.scheduler._last_lr = rates
 
     def _how_to_go_on(self) -> str:
-        last = next(self.run_dir.glob("last.pth"), None)
-        if last is None:  # the first epoch's other checkpoints may be there
-            last = max(self.run_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime, default=None)
-        if last is None:
-            return "No epoch was saved yet: start again."
+        last = self.run_dir / "last.pth"
+        if not last.exists():  # the first epoch's other checkpoints may be there
+            saved = sorted(self.run_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime)
+            if not saved:
+                return "No epoch was saved yet: start again."
+            last = saved[-1]
         return f"{last} holds everything up to the last whole epoch; go on with: python train.py -r {last}"
