@@ -184,7 +184,9 @@ class BaseTrainer(ABC):
         self.checks_since_best += 1
         if self.best is not None and self.sign * value <= self.sign * self.best:
             return False
-        self.best, self.best_epoch, self.checks_since_best = value, epoch, 0
+        self.best = value
+        self.best_epoch = epoch
+        self.checks_since_best = 0
         return True
 
     def _save(self, epoch: int, improved: bool) -> None:
@@ -258,7 +260,8 @@ class BaseTrainer(ABC):
         torch.set_rng_state(checkpoint["random"]["torch"])
         if torch.cuda.is_available() and len(checkpoint["random"].get("cuda", [])) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
-        self.start_epoch, self.seconds = checkpoint["epoch"] + 1, checkpoint.get("seconds", 0.0)
+        self.start_epoch = checkpoint["epoch"] + 1
+        self.seconds = checkpoint.get("seconds", 0.0)
         if (self.run_dir / "model_best.pth").exists():  # a run in a folder of its own has no best one yet
             self.best, self.best_epoch = checkpoint["best"], checkpoint["best_epoch"]
             self.checks_since_best = checkpoint.get("checks_since_best", 0)

@@ -1,4 +1,4 @@
-"""Carries out the runs of a comparison, several side by side; what is done is not done again."""
+"""Does the runs of a comparison, several side by side; what is done is not done again."""
 
 import argparse
 import json
