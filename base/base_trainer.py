@@ -184,7 +184,9 @@ class BaseTrainer(ABC):
         self.checks_since_best += 1
         if self.best is not None and self.sign * value <= self.sign * self.best:
             return False
-        self.best, self.best_epoch, self.checks_since_best = value, epoch, 0
+        self.best = value
+        self.best_epoch = epoch
+        self.checks_since_best = 0
         return True
 
     def _save(self, epoch: int, improved: bool) -> None:
@@ -227,10 +229,11 @@ class BaseTrainer(ABC):
         """Take up where a checkpoint of this project left off.
 
         Raises:
-            UserError: it holds weights alone, another network or another kind of optimizer, or has all its epochs.
+            UserError: it holds weights alone, another network, another kind of optimizer or other parameter groups, or
+                has all its epochs.
         """
         missing = {"optimizer", "scheduler", "scaler", "random", "epoch", "best", "best_epoch"} - checkpoint.keys()
-        if missing:
+        if missing or checkpoint["epoch"] is None:
             raise UserError(
                 f"{path} holds weights alone, so that training cannot go on from it: "
                 "give a last.pth or checkpoint-epoch*.pth."
@@ -246,12 +249,19 @@ class BaseTrainer(ABC):
         if checkpoint["epoch"] >= self.options.epochs:
             raise UserError(f"This run has its {self.options.epochs} epochs already: ask for more with --epochs.")
         load_weights(self.model, checkpoint["model"], path)
-        self._resume_optimizer(checkpoint["optimizer"], checkpoint["scheduler"])
+        try:
+            self._resume_optimizer(checkpoint["optimizer"], checkpoint["scheduler"])
+        except ValueError as error:
+            raise UserError(
+                f"{path} was trained with other parameter groups ({error}): keep freeze and optimizer;share_lr as they "
+                'were, or start anew from its weights ("weights" in the config).'
+            ) from error
         self.scaler.load_state_dict(checkpoint["scaler"])
         torch.set_rng_state(checkpoint["random"]["torch"])
         if torch.cuda.is_available() and len(checkpoint["random"].get("cuda", [])) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
-        self.start_epoch, self.seconds = checkpoint["epoch"] + 1, checkpoint.get("seconds", 0.0)
+        self.start_epoch = checkpoint["epoch"] + 1
+        self.seconds = checkpoint.get("seconds", 0.0)
         if (self.run_dir / "model_best.pth").exists():  # a run in a folder of its own has no best one yet
             self.best, self.best_epoch = checkpoint["best"], checkpoint["best_epoch"]
             self.checks_since_best = checkpoint.get("checks_since_best", 0)
@@ -278,9 +288,10 @@ class BaseTrainer(ABC):
         self.scheduler._last_lr = rates
 
     def _how_to_go_on(self) -> str:
-        last = next(self.run_dir.glob("last.pth"), None)
-        if last is None:  # the first epoch's other checkpoints may be there
-            last = max(self.run_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime, default=None)
-        if last is None:
-            return "No epoch was saved yet: start again."
+        last = self.run_dir / "last.pth"
+        if not last.exists():  # the first epoch's other checkpoints may be there
+            saved = sorted(self.run_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime)
+            if not saved:
+                return "No epoch was saved yet: start again."
+            last = saved[-1]
         return f"{last} holds everything up to the last whole epoch; go on with: python train.py -r {last}"

@@ -1,10 +1,10 @@
 """Start-up time, memory and one step of the large data sets at full size, on lists made up over a few real images.
 
-  python benchmarks/full_size_check.py LIST.txt DATA_DIR [--rows 256] [--image_size 64]
+  python benchmarks/full_size_check.py LIST.txt DATA_DIR [--images 256] [--image_size 64]
 
 Lists with the numbers of images and classes of ImageNet-LT, Places-LT and iNaturalist 2018 (an exponential profile with
 the published total, largest and smallest class) repeat the images of LIST. For each data set's config: the time and
-memory to set the loader up, one training step, and the evaluation of some rows.
+memory to set the loader up, one training step, and the evaluation of some images.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("list", type=Path)
     parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--image_size", type=int, default=64)
     args = parser.parse_args()
     get_logger().setLevel("ERROR")
@@ -107,10 +107,10 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         step = time.perf_counter() - start
-        loader.test_images = loader.test_images.first(args.rows)
+        loader.test_images = loader.test_images.first(args.images)
         start = time.perf_counter()
         copy = inference_copy(network, loader.image_size)
-        logits = expert_logits(copy, loader.test_batches(), torch.device("cpu"), "rows")
+        logits = expert_logits(copy, loader.test_batches(), torch.device("cpu"), "test images")
         print(
             f"{lists.split('/')[1]}: {sum(loader.cls_num_list)} training images, loader ready in {ready:.2f} s and "
             f"{loader_memory:.2f} GB, first batch after {first_batch:.1f} s, a step of 8 images {step:.1f} s (loss "

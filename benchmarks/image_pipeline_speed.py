@@ -2,10 +2,10 @@
 
   python benchmarks/image_pipeline_speed.py LIST.txt DATA_DIR [--images 200] [--repeats 5]
 
-Both sides decode JPEGs, draw a random resized crop to 224, a flip and color jitter. The plain side is torchvision's
+Both sides decode JPEGs and apply a random resized crop to 224, a flip and color jitter. The plain side is torchvision's
 and ends in the worker with normalized floats; here the worker makes bytes, and the training device turns whole batches
-into numbers (the rate with that on the same core is printed, too). The sides run in turn; medians. Both see the same
-draws, and the largest difference of the results is printed.
+into numbers (the rate with that on the same core is printed, too). The sides run in turn; medians. Both have the
+same random parameters, and the largest difference of the results is printed.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     images = ImageList.read(args.list, args.data_dir)
-    rows = [int(r) for r in torch.linspace(0, len(images) - 1, args.images)]
+    indices = [int(i) for i in torch.linspace(0, len(images) - 1, args.images)]
     t = torchvision().transforms
     plain_pipeline = t.Compose(
         [
@@ -51,23 +51,23 @@ def main() -> None:
     dataset = ListDataset(images, [pil_transforms.training(224, 0.4)], skip_bad=False)
 
     def plain(part: list[int]) -> torch.Tensor:
-        return torch.stack([plain_pipeline(Image.open(images.path(row)).convert("RGB")) for row in part])
+        return torch.stack([plain_pipeline(Image.open(images.path(index)).convert("RGB")) for index in part])
 
-    def plain_with_same_draws(part: list[int]) -> torch.Tensor:
-        pictures = []
-        for row in part:
-            torch.manual_seed(row)
-            pictures.append(plain([row]))
-        return torch.cat(pictures)
+    def plain_with_same_seeds(part: list[int]) -> torch.Tensor:
+        results = []
+        for index in part:
+            torch.manual_seed(index)
+            results.append(plain([index]))
+        return torch.cat(results)
 
     def here(part: list[int]) -> torch.Tensor:
-        return collate([dataset[row, row] for row in part])[0][0]
+        return collate([dataset[index, index] for index in part])[0][0]
 
     def with_numbers(part: list[int]) -> torch.Tensor:
         return normalize(here(part), IMAGENET_MEAN, IMAGENET_STD)
 
-    parts = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-    difference = max(float((plain_with_same_draws(part) - with_numbers(part)).abs().max()) for part in parts)
+    parts = [indices[i : i + BATCH] for i in range(0, len(indices), BATCH)]
+    difference = max(float((plain_with_same_seeds(part) - with_numbers(part)).abs().max()) for part in parts)
     times = {plain: [], here: [], with_numbers: []}
     for _ in range(args.repeats):
         for side, taken in times.items():
@@ -75,7 +75,7 @@ def main() -> None:
             for part in parts:
                 side(part)
             taken.append(time.perf_counter() - start)
-    rates = {side.__name__: len(rows) / statistics.median(taken) for side, taken in times.items()}
+    rates = {side.__name__: len(indices) / statistics.median(taken) for side, taken in times.items()}
     print(f"plain: {rates['plain']:.0f} images/s per worker")
     for side, name in ((here, "here"), (with_numbers, "here, numbers on the same core")):
         ratio = statistics.median(p / h for p, h in zip(times[plain], times[side], strict=True))

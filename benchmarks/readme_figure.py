@@ -1,4 +1,4 @@
-"""The picture at the top of the README, from the results.json of a test-time training.
+"""The figure at the top of the README, from the results.json of a test-time training.
 
 python benchmarks/readme_figure.py RESULTS.json OUT.png
 """
@@ -9,7 +9,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-INK, GREY, COLORS = "#222222", "#9a9a9a", ("#3b6fb6", "#e0a030", "#4a9a6a", "#b0508a", "#7a6ac0", "#909030")
+INK = "#222222"
+GRAY = "#9a9a9a"
+COLORS = ("#3b6fb6", "#e0a030", "#4a9a6a", "#b0508a", "#7a6ac0", "#909030")
 
 
 def main(results_path: str, out: str) -> None:
@@ -18,7 +20,7 @@ def main(results_path: str, out: str) -> None:
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     accuracy, weights = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for key, color, label in (
-        ("equal_weights_top1", GREY, "experts weighted equally"),
+        ("equal_weights_top1", GRAY, "experts weighted equally"),
         ("top1", INK, "weights learned from unlabelled test images"),
     ):
         accuracy.plot(names, [e[key] for e in entries.values()], color=color, marker="o", linewidth=2, label=label)

@@ -1,4 +1,4 @@
-"""Carries out the runs of a comparison, several side by side; what is done is not done again."""
+"""Does the runs of a comparison, several side by side; what is done is not done again."""
 
 import argparse
 import json
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from base.base_trainer import TrainerOptions
 from comparison.cost import cost_of
 from comparison.plan import CHECKPOINTS, Run, plan_runs
 from comparison.tables import cost_table, records, write_comparison
@@ -28,11 +27,13 @@ from trainer import train
 from trainer.command_line import Options
 from trainer.jobs import run_test_all, run_test_train
 from trainer.loaded_run import evaluation_config
-from trainer.registry import COMPONENTS
+from trainer.registry import COMPONENTS, make_config
 from trainer.results import Results
 from trainer.run_folder import results_dir
 from utils.checkpoint import load_checkpoint, sha256
 from utils.errors import UserError
+from utils.parse_config import ConfigParser
+from utils.reference_config import config_of
 from utils.report import make_folder
 
 METHODS = ("softmax", "ride", "tade")
@@ -72,7 +73,7 @@ def finish_training(run: Run) -> None:
         train(run.training, device=run.device, run_id=run.run_id)
         return
     checkpoint = load_checkpoint(last)
-    if difference := first_difference(checkpoint["config"], config.config):
+    if difference := first_difference(trained_config(checkpoint).config, config.config):
         raise UserError(
             f"{run.folder} holds a run with other options ({difference}): choose another --output, or give "
             "the options it was started with."
@@ -97,9 +98,14 @@ def clear_first_epoch(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def trained_config(checkpoint: dict) -> ConfigParser:
+    """The config that a run of a comparison was trained with."""
+    return make_config(config_of(checkpoint))
+
+
 def is_trained(checkpoint: dict) -> bool:
     """Whether a run has all its epochs, or has stopped by itself."""
-    options = TrainerOptions(**checkpoint["config"]["trainer"])
+    options = trained_config(checkpoint).build("trainer")
     stopped_early = bool(options.early_stop) and checkpoint["checks_since_best"] >= options.early_stop
     return checkpoint["epoch"] >= options.epochs or stopped_early
 

@@ -74,7 +74,7 @@ def cost_table(runs: Sequence[Mapping], totals: Mapping[tuple[str, str], pd.Seri
 
     Args:
         runs: of each run "data", "method", "epochs", "seconds" of training (or None), "device", "torch".
-        totals: (data, method) -> row "total" of utils.gflops.count_macs.
+        totals: (data, method) -> row "total" of model.cost.count_macs.
     """
     frame = pd.DataFrame(runs)
     rows = {}

@@ -31,7 +31,14 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
     ):
-        super().__init__(batch_size, shuffle, imb_factor, distributions, num_workers, balanced)
+        super().__init__(
+            batch_size=batch_size,
+            shuffle=shuffle,
+            imb_factor=imb_factor,
+            distributions=distributions,
+            num_workers=num_workers,
+            balanced=balanced,
+        )
         self.data_dir = data_dir
 
     def load(self, train: bool) -> ImageSet:
@@ -75,7 +82,14 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
     ):
-        super().__init__(batch_size, shuffle, imb_factor, distributions, num_workers, balanced)
+        super().__init__(
+            batch_size=batch_size,
+            shuffle=shuffle,
+            imb_factor=imb_factor,
+            distributions=distributions,
+            num_workers=num_workers,
+            balanced=balanced,
+        )
 
     def load(self, train: bool) -> ImageSet:
         return load_digits(train, self.image_size)

@@ -25,7 +25,8 @@ class Model(BaseModel):
 
     def __init__(self, num_classes: int, backbone: MultiExpertBackbone):
         super().__init__()
-        self.num_classes, self.num_experts = num_classes, backbone.num_experts
+        self.num_classes = num_classes
+        self.num_experts = backbone.num_experts
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -64,7 +65,13 @@ class ResNet32Model(Model):
         super().__init__(
             num_classes,
             ResNetCifar(
-                (5, 5, 5), num_classes, reduce_dimension, use_norm, num_experts, layer2_output_dim, layer3_output_dim
+                blocks=(5, 5, 5),
+                num_classes=num_classes,
+                reduce_dimension=reduce_dimension,
+                use_norm=use_norm,
+                num_experts=num_experts,
+                layer2_output_dim=layer2_output_dim,
+                layer3_output_dim=layer3_output_dim,
             ),
         )
 
@@ -102,18 +109,18 @@ class LargeImageModel(Model):
         super().__init__(
             num_classes,
             ResNet(
-                self.block,
-                self.blocks,
-                num_classes,
-                reduce_dimension,
-                use_norm,
-                num_experts,
-                share_layer3,
-                layer2_output_dim,
-                layer3_output_dim,
-                layer4_output_dim,
-                self.groups,
-                self.base_width,
+                block=self.block,
+                blocks=self.blocks,
+                num_classes=num_classes,
+                reduce_dimension=reduce_dimension,
+                use_norm=use_norm,
+                num_experts=num_experts,
+                share_layer3=share_layer3,
+                layer2_output_dim=layer2_output_dim,
+                layer3_output_dim=layer3_output_dim,
+                layer4_output_dim=layer4_output_dim,
+                groups=self.groups,
+                base_width=self.base_width,
             ),
         )
 
@@ -172,5 +179,14 @@ class ViTModel(Model):
         pretrained: bool = False,
     ):
         super().__init__(
-            num_classes, ViT(variant, image_size, patch_size, num_classes, use_norm, num_experts, pretrained)
+            num_classes,
+            ViT(
+                variant=variant,
+                image_size=image_size,
+                patch_size=patch_size,
+                num_classes=num_classes,
+                use_norm=use_norm,
+                num_experts=num_experts,
+                pretrained=pretrained,
+            ),
         )

@@ -64,7 +64,7 @@ class Aggregator(ABC):
             generator: for whatever is random, on the CPU.
 
         Raises:
-            ValueError: views are needed and missing.
+            ValueError: views are needed and missing, or shapes do not fit.
         """
 
     def update(self, logits: Tensor, views: Views | None = None) -> None:
@@ -76,6 +76,7 @@ class Aggregator(ABC):
 
         Raises:
             NotImplementedError: this aggregator needs a whole test set.
+            ValueError: views are needed and missing, or shapes do not fit.
         """
         raise NotImplementedError(f"{type(self).__name__} learns from a whole test set (fit), not from a stream")
 
@@ -86,7 +87,18 @@ class Aggregator(ABC):
 
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
-        """log p(y|x) under the test distribution as far as it is known. [N, E, C] -> [N, C]; keeps no state."""
+        """log p(y|x) under the test distribution as far as it is known. [N, E, C] -> [N, C]; keeps no state.
+
+        Raises:
+            ValueError: the logits have another number of experts or classes than the priors.
+        """
+
+    def check(self, *logits: Tensor) -> None:
+        """Raise ValueError unless each is [N, E, C], with E and C of the priors: torch would broadcast in silence."""
+        experts, classes = self.expert_log_priors.shape
+        for tensor in logits:
+            if tensor.ndim != 3 or tensor.shape[1:] != self.expert_log_priors.shape:
+                raise ValueError(f"expert logits must be [N, {experts}, {classes}], not {list(tensor.shape)}")
 
     @abstractmethod
     def reset(self) -> None:

@@ -92,7 +92,8 @@ class StabilityAggregator(Aggregator):
         self.reset()
 
     def reset(self) -> None:
-        self.parameter = nn.Parameter(torch.full((self.num_experts,), 1 / self.num_experts))
+        device = self.expert_log_priors.device
+        self.parameter = nn.Parameter(torch.full((self.num_experts,), 1 / self.num_experts, device=device))
         self.optimizer = self.make_optimizer([self.parameter])
         self.history = [self.weights.tolist()]
         self.stability: list[float] = []  # mean over the updates of a pass, before each update
@@ -124,12 +125,18 @@ class StabilityAggregator(Aggregator):
             self._pass(*pair, generator)
 
     def _pass(self, view1: Tensor, view2: Tensor, generator: torch.Generator | None) -> None:
+        self._check_views(view1, view2)
         order = torch.randperm(len(view1), generator=generator)
         steps = [self._step(view1[batch], view2[batch]) for batch in torch.split(order, self.batch_size)]
         self.stability.append(sum(steps) / len(steps))
         self.history.append(self.weights.tolist())
         if self.finished and self.fallback:
             self._fall_back_if_worse(view1, view2)
+
+    def _check_views(self, view1: Tensor, view2: Tensor) -> None:
+        self.check(view1, view2)
+        if len(view1) != len(view2) or not len(view1):
+            raise ValueError(f"views must be of the same images, one at least, not of {len(view1)} and {len(view2)}")
 
     def _step(self, view1: Tensor, view2: Tensor) -> float:
         """One update on a batch, expert logits [B, E, C] each; returns the stability before it."""
@@ -159,9 +166,11 @@ class StabilityAggregator(Aggregator):
         """One SGD step on a batch of a stream (the paper's streaming form has batches of 64). See Aggregator."""
         if views is None:
             raise ValueError("StabilityAggregator needs two random views of the batch: give views")
+        self._check_views(*views)
         self.updates.append(self._step(*views))
 
     def predict(self, logits: Tensor) -> Tensor:
+        self.check(logits)
         return F.log_softmax(weighted_logits(self.weights, logits), dim=1)
 
     def report(self) -> dict[str, Any]:

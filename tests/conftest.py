@@ -20,7 +20,7 @@ SHARED = ROOT.parent / "shared"  # figures and data of the developers, absent on
 
 
 def golden_random(name: str) -> np.random.RandomState:
-    """The generator that the reference's inputs of this name were drawn from."""
+    """The generator that the reference's inputs of this name came from."""
     return np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 

@@ -14,7 +14,7 @@ from model.model import ResNet32Model
 from tade import Aggregator, StabilityAggregator
 from trainer.adaptation import fit_all, follow_streams, two_view_logits
 from trainer.evaluation import Scorer
-from trainer.logits import LogitsBuffer, expert_logits
+from trainer.logits import LogitsBuffer, expert_logits, selected
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -49,6 +49,13 @@ def test_logits_buffer():
         buffer.filled()
     buffer.append(torch.zeros(1, 4))
     assert buffer.filled().sum(dim=1).tolist() == [4, 4, 0]
+
+
+def test_a_selection_of_all_images_is_no_copy():
+    logits = torch.randn(4, 3, 5)
+    assert selected(logits, np.arange(4)) is logits
+    assert torch.equal(selected(logits, np.array([2, 0])), logits[[2, 0]])
+    assert torch.equal(selected(logits, np.array([1, 0, 2, 3])), logits[[1, 0, 2, 3]])
 
 
 def test_scores_by_hand():
@@ -189,6 +196,9 @@ def test_from_python_without_a_command_line(digits_run):
     assert learned.equal_weights_top1 == equal.top1 and sum(learned.weights) == pytest.approx(1)
     with pytest.raises(UserError, match='Unknown test distribution "backward11": did you mean "backward10"'):
         trainer.evaluate(run, names=["backward11"])
+    with pytest.raises(UserError, match="names is empty"):
+        trainer.adapt(run, StabilityAggregator, names=[])
+    assert list(trainer.evaluate(run, names="uniform").distributions) == ["uniform"]
 
 
 def test_predicting_images_in_memory(digits_run):

@@ -151,7 +151,9 @@ class SharedConvolution(Odd):
     """One convolution used twice, once with the norm and once without."""
 
     def build(self, channels):
-        self.stem, self.conv1, self.bn1 = conv(3, channels), conv(channels, channels), nn.BatchNorm2d(channels)
+        self.stem = conv(3, channels)
+        self.conv1 = conv(channels, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
 
     def features(self, x):
         x = F.relu(self.bn1(self.conv1(self.stem(x))))
@@ -162,7 +164,9 @@ class SharedNorm(Odd):
     """One norm after two convolutions, under one name."""
 
     def build(self, channels):
-        self.conv1, self.conv2, self.bn1 = conv(3, channels), conv(channels, channels), nn.BatchNorm2d(channels)
+        self.conv1 = conv(3, channels)
+        self.conv2 = conv(channels, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
 
     def features(self, x):
         return F.relu(self.bn1(self.conv2(F.relu(self.bn1(self.conv1(x))))))

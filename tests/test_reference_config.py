@@ -1,12 +1,12 @@
 """The reference's own JSON files parse and run as they are."""
 
 import json
-import logging
 
 import pytest
 import torch
 from conftest import ROOT, run_script
 
+from trainer import adapt, load_run
 from trainer.build import aggregator_maker, parameter_groups
 from trainer.registry import make_config
 from trainer.training import training_config
@@ -47,18 +47,44 @@ def test_a_test_time_file_is_the_published_method(path):
     assert aggregator.optimizer.param_groups[0]["lr"] == given["lr"]
 
 
-def test_what_has_no_effect_is_named_once(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("tade"), "propagate", True)
-    config = read_json(SHAPES / "config_cifar100_ir100_tade.json")
-    with caplog.at_level(logging.INFO):
-        make_config(config)
-    (message,) = [record.message for record in caplog.records]
-    assert message == "Without effect here: add_extra_info, arch;args;returns_feat, data_loader;args;num_workers."
+def test_what_has_no_effect_is_named_once(digits_run, capsys):
+    config = make_config(read_json(SHAPES / "config_cifar100_ir100_tade.json"))
+    assert config.without_effect == ["add_extra_info", "arch;args;returns_feat", "data_loader;args;num_workers"]
+    changes = {"arch;args;returns_feat": True, "add_extra_info": True, "epochs": 1}
+    adapt(load_run(digits_run["last"], overrides=changes), names=["forward10", "uniform"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Without effect" in line]
+    assert lines == ["Without effect here: add_extra_info, arch;args;returns_feat."]
+
+
+FORMER = {"type": "StreamingStabilityAggregator", "args": {"batch_size": 32, "entropy_coefficient": -0.01}}
+
+
+def test_a_checkpoint_with_keys_of_before_is_evaluated_and_trained_further(digits_run, tmp_path):
+    checkpoint = torch.load(digits_run["last"], weights_only=True)
+    checkpoint["config"]["trainer"]["add_extra_info"] = True
+    checkpoint["config"]["aggregator"] = FORMER
+    torch.save(checkpoint, tmp_path / "last.pth")
+    run = load_run(tmp_path / "last.pth")
+    assert run.make_aggregator(run.expert_log_priors, run.log_prior).entropy_coefficient == -0.01
+    config = training_config({"trainer;epochs": 7}, load_checkpoint(tmp_path / "last.pth"))
+    assert config.build("trainer").epochs == 7
+    with pytest.raises(UserError, match="is now StabilityAggregator with --stream"):
+        load_run(tmp_path / "last.pth", overrides={"aggregator": FORMER})
+
+
+def test_without_an_epoch_training_is_taken_to_be_over(digits_run, tmp_path):
+    checkpoint = torch.load(digits_run["last"], weights_only=True)
+    checkpoint["config"]["loss"] = {"type": "LDAMLoss", "args": {"reweight_epoch": 3}}
+    torch.save({**checkpoint, "epoch": None}, tmp_path / "weights.pth")
+    torch.save({**checkpoint, "epoch": 2}, tmp_path / "early.pth")
+    late, early = (load_run(tmp_path / name).expert_log_priors for name in ("weights.pth", "early.pth"))
+    torch.save({**checkpoint, "epoch": 4}, tmp_path / "late.pth")
+    assert torch.equal(late, load_run(tmp_path / "late.pth").expert_log_priors) and not torch.allclose(late, early)
 
 
 def test_a_misspelt_key_beside_them_is_still_named():
     config = read_json(SHAPES / "config_cifar100_ir100_tade.json")
-    with pytest.raises(UserError, match='"add_extra_infos": did you mean'):
+    with pytest.raises(UserError, match='Unknown key in the config "add_extra_infos"'):
         make_config(merge(config, {"add_extra_infos": True}))
 
 
@@ -80,4 +106,5 @@ def test_they_run(tmp_path, cifar_dir):
     chosen = 'data_loader;args;distributions=["forward50"]'
     done = run_script("test_train_cifar", "-c", tmp_path / "test_time.json", "-r", last, "--set", chosen)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Without effect here") == 1
     assert "StabilityAggregator" in done.stdout and "pass 1  forward50" in done.stdout and "pass 2" not in done.stdout

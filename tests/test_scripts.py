@@ -88,6 +88,15 @@ def test_one_expert_has_nothing_to_weight(digits_config, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_refused_leaves_no_folder(digits_run, tmp_path):
+    test_time, out = read_json(TEST_TIME), tmp_path / "out"
+    with pytest.raises(UserError, match="batches have at least one image"):
+        run_job("test_train_cifar", digits_run["last"], test_time, output=out, stream=True, stream_batch=0)
+    with pytest.raises(UserError, match="reads no image files"):
+        run_job("predict_folder", digits_run["last"], test_time, output=out, images=tmp_path)
+    assert not out.exists()
+
+
 def test_another_imbalance_ratio_is_refused(digits_run):
     loader = {"type": "ImbalanceDigitsDataLoader", "args": {"batch_size": 32, "imb_factor": 0.1}}
     with pytest.raises(UserError, match="was trained on 405 images in 10 classes, and the config's data has 486"):

@@ -20,7 +20,7 @@ def make(experts=3, classes=5, sgd=REFERENCE["sgd"], **options):
 
 
 def test_forty_updates_are_the_references():
-    views, aggregator = np.load(GOLDEN / "aggregation_inputs.npz"), make(classes=100)
+    views, aggregator = np.load(GOLDEN / "aggregation_inputs.npz"), make(classes=20)
     assert len(REFERENCE["trajectory"]) == len(views["view1"]) == 40
     for step, expected in enumerate(REFERENCE["trajectory"]):
         pair = torch.from_numpy(views["view1"][step]), torch.from_numpy(views["view2"][step])
@@ -198,6 +198,16 @@ def test_what_is_refused():
     for call in (make().fit, make().update):
         with pytest.raises(ValueError, match="needs two random views"):
             call(torch.zeros(4, 3, 5))
+    one_expert, none = torch.zeros(4, 1, 5), torch.zeros(0, 3, 5)  # torch would broadcast the one, divide by the other
+    for call in (
+        lambda: make().predict(one_expert),
+        lambda: make().update(one_expert, (one_expert, one_expert)),
+        lambda: make().fit(one_expert, [(one_expert, one_expert)]),
+    ):
+        with pytest.raises(ValueError, match=r"expert logits must be \[N, 3, 5\], not \[4, 1, 5\]"):
+            call()
+    with pytest.raises(ValueError, match="one at least, not of 0 and 0"):
+        make().fit(none, [(none, none)])
 
 
 class Fixed(Aggregator):

@@ -196,6 +196,16 @@ def test_monitored_value_must_be_there(digits_config, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_metrics_give_can_be_monitored_and_lists_cannot(digits_config, tmp_path):
+    digits_config["metrics"] = ["top5_accuracy", "per_class_accuracy", "expected_calibration_error"]
+    digits_config["trainer"] |= {"monitor": "max val_per_class_accuracy"}
+    with pytest.raises(UserError, match='Unknown value in trainer;monitor "val_per_class_accuracy"'):
+        train(digits_config)
+    assert list(tmp_path.iterdir()) == []
+    results = one_epoch_run(digits_config, monitor="min val_expected_calibration_error")
+    assert results["best_epoch"] == 1 and "val_per_class_accuracy" not in results
+
+
 def one_epoch_run(digits_config, **trainer) -> dict:
     digits_config["trainer"] |= {"epochs": 1, **trainer}
     return train(digits_config, run_id="base")
@@ -208,6 +218,8 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(digits_config):
     for changes in (
         {"arch": {**digits_config["arch"], "args": {**digits_config["arch"]["args"], "num_experts": 2}}},
         {"optimizer": {"type": "Adam", "args": {"lr": 0.01}}},
+        {"freeze": ["backbone.conv1"], "trainer": {**digits_config["trainer"], "epochs": 2}},
+        {"optimizer;share_lr": 0.01, "trainer;epochs": 2},
         {},
     ):
         with pytest.raises(UserError):

@@ -11,7 +11,7 @@ from tade import Aggregator, Views
 from trainer.build import AggregatorMaker, aggregator_section
 from trainer.evaluation import chosen_distributions, results_of, scorer_of
 from trainer.loaded_run import LoadedRun
-from trainer.logits import LogitsBuffer, network_logits
+from trainer.logits import LogitsBuffer, network_logits, selected
 from trainer.results import Results
 from utils.errors import UserError
 from utils.logger import get_logger, progress
@@ -54,7 +54,7 @@ def adapt(
     else:
         fit_all(aggregators, run.test_logits, distributions, views_of, run.seed)
         scores = (
-            (name, aggregator.predict(run.test_logits[torch.from_numpy(distributions[name])]))
+            (name, aggregator.predict(selected(run.test_logits, distributions[name])))
             for name, aggregator in aggregators.items()
         )
     results = results_of(run, protocol_of(kind, next(iter(aggregators.values())), stream, stream_batch))
@@ -147,18 +147,17 @@ def fit_all(
         views = views_of(indices, pass_number) if needing else None
         for name in active:
             own = distributions[name]
-            pair = [select(views, np.searchsorted(indices, own))] if name in needing else None
+            pair = [views_of_some(views, np.searchsorted(indices, own))] if name in needing else None
             generator = epoch_generator(seed, pass_number, SHUFFLE)
-            aggregators[name].fit(logits[torch.from_numpy(own)], pair, generator)
+            aggregators[name].fit(selected(logits, own), pair, generator)
             log_pass(name, aggregators[name], pass_number)
         active = [name for name in needing if not aggregators[name].finished]
         pass_number += 1
 
 
-def select(views: Views, positions: np.ndarray | Tensor) -> Views:
-    """The same two views of some of the images."""
-    chosen = torch.as_tensor(positions)
-    return views[0][chosen], views[1][chosen]
+def views_of_some(views: Views, positions: np.ndarray) -> Views:
+    """The same two views of the images at some positions, [M]."""
+    return selected(views[0], positions), selected(views[1], positions)
 
 
 def follow_streams(
@@ -181,12 +180,13 @@ def follow_streams(
     views = views_of(indices, 0) if needing else None
     for name, aggregator in aggregators.items():
         own = distributions[name]
-        own_logits = logits[torch.from_numpy(own)]
-        positions = torch.from_numpy(np.searchsorted(indices, own)) if name in needing else None
+        own_logits = selected(logits, own)
+        positions = np.searchsorted(indices, own) if name in needing else None
         scores = own_logits.new_empty(len(own), own_logits.shape[2])
         order = torch.randperm(len(own), generator=epoch_generator(seed, 0, SHUFFLE))
         for batch in order.split(batch_size):
-            aggregator.update(own_logits[batch], select(views, positions[batch]) if name in needing else None)
+            pair = views_of_some(views, positions[batch.numpy()]) if name in needing else None
+            aggregator.update(own_logits[batch], pair)
             scores[batch] = aggregator.predict(own_logits[batch])
         log_pass(name, aggregator, 0)
         yield name, scores

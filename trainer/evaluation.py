@@ -11,7 +11,7 @@ from trainer.build import chosen_metrics
 from trainer.devices import device_name
 from trainer.loaded_run import LoadedRun
 from trainer.results import DistributionResult, Results
-from utils.errors import unknown
+from utils.errors import UserError, unknown
 
 EQUAL_WEIGHTS = (
     "Experts weighted equally (mean of their logits). One pass of the network over the un-augmented test "
@@ -36,10 +36,10 @@ class Scorer:
         cls_num_list: Sequence[int],
         metrics: Mapping[str, Callable] | None = None,
     ):
-        self.logits = logits
         self.targets = targets
         self.cls_num_list = cls_num_list
         self.metrics = {k: m for k, m in (metrics or {}).items() if m not in (accuracy, shot_group_accuracy)}
+        self.mean_logits = logits.mean(dim=1)  # [N, C]
         self.expert_hits = logits.argmax(dim=2) == targets[:, None]  # [N, E]
 
     def score(self, indices: np.ndarray, scores: Tensor) -> DistributionResult:
@@ -56,8 +56,8 @@ class Scorer:
 
     def score_equal_weights(self, indices: np.ndarray) -> DistributionResult:
         """Results of the mean of the experts' logits on the images `indices` [M]."""
-        result = self.score(indices, self.logits[torch.as_tensor(indices)].mean(dim=1))
-        experts = self.logits.shape[1]
+        result = self.score(indices, self.mean_logits[torch.as_tensor(indices)])
+        experts = self.expert_hits.shape[1]
         result.weights = [1 / experts] * experts
         return result
 
@@ -95,9 +95,23 @@ def evaluate_test_set(run: LoadedRun) -> Results:
 
 
 def chosen_distributions(run: LoadedRun, names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """The run's test distributions: name -> indices of test images."""
+    """The run's test distributions: name -> indices of test images.
+
+    Args:
+        run: from `load_run`.
+        names: of the distributions wanted; None for all.
+
+    Raises:
+        UserError: there is no distribution of that name, or `names` is empty.
+    """
     distributions = dict(run.loader.test_distributions())
-    for name in names or ():
+    if names is None:
+        return distributions
+    if isinstance(names, str):
+        names = [names]
+    if not names:
+        raise UserError("names is empty: name at least one test distribution, or leave it out for all of them.")
+    for name in names:
         if name not in distributions:
             raise unknown("test distribution", name, distributions)
-    return {name: distributions[name] for name in names or distributions}
+    return {name: distributions[name] for name in names}

@@ -2,7 +2,7 @@
 
 import json
 
-from trainer.adaptation import adapt
+from trainer.adaptation import adapt, new_aggregator
 from trainer.build import aggregator_section
 from trainer.command_line import Options
 from trainer.evaluation import evaluate, evaluate_test_set
@@ -37,7 +37,7 @@ def run_test_all(options: Options) -> dict:
 def run_test_train(options: Options) -> dict:
     """Returns the content of results.json."""
     run = open_run(options)
-    run.make_aggregator(run.expert_log_priors, run.log_prior)  # refuses bad arguments before anything is computed
+    check_adaptation(run, options)
     folder = create_results_dir(options.checkpoint, "test_train", options.output)
     results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
     return save_results(results, folder, "test_train")
@@ -52,7 +52,8 @@ def run_predict_folder(options: Options) -> dict:
         The content of weights.json.
     """
     run = open_run(options)
-    run.make_aggregator(run.expert_log_priors, run.log_prior)
+    check_adaptation(run, options)
+    run.loader.with_test_images(options.images)
     folder = create_results_dir(options.checkpoint, "predict", options.output)
     predictions = predict(run, options.images, run.make_aggregator, options.stream, options.stream_batch)
     table, learning = predictions.table(), dict(predictions.learning)
@@ -66,13 +67,18 @@ def run_predict_folder(options: Options) -> dict:
     }
     write_atomically(folder / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
     write_atomically(folder / "weights.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-    weights = ", ".join(f"{w:.2f}" for w in record["weights"] or [])
+    weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])
     get_logger().info(
         f"{len(table)} images" + (f", expert weights {weights}" if weights else "") + ". Most frequent classes:\n"
         f"{table['class'].value_counts().head(5).to_string(header=False)}\n"
         f"Written: {folder / 'predictions.csv'}, {folder / 'weights.json'}"
     )
     return record
+
+
+def check_adaptation(run: LoadedRun, options: Options) -> None:
+    """Raise UserError for what adaptation will refuse, before a folder for its results is made."""
+    new_aggregator(run, run.make_aggregator, options.stream, options.stream_batch)
 
 
 def open_run(options: Options) -> LoadedRun:

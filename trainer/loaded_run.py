@@ -1,5 +1,6 @@
 """The one door from Python: a checkpoint with its network, its data and what its logits carry."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +17,13 @@ from tade.priors import EPSILON
 from trainer.build import aggregator_maker, build_loader, build_loss, build_network
 from trainer.devices import choose_device, parallel
 from trainer.logits import expert_logits
-from trainer.registry import make_config
+from trainer.registry import log_without_effect, make_config
 from trainer.results import CheckpointRecord
 from utils.checkpoint import load_checkpoint, load_weights, sha256
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser, merge
+from utils.reference_config import config_of
 from utils.seed import seed_everything
 
 #: Sections of a training config that count after training.
@@ -92,6 +94,7 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
     path = Path(path)
     checkpoint = load_checkpoint(path)
     config = evaluation_config(checkpoint, overrides or {}, path)
+    log_without_effect(config)
     seed_everything(config.get("seed", 1))
     chosen_device, gpus = choose_device(device, config.get("n_gpu", 1))
     loader = build_loader(config, chosen_device)
@@ -123,7 +126,7 @@ def evaluation_config(checkpoint: Mapping, overrides: Mapping[str, object], sour
 
     Of a stranger's config, sections that are not understood are left out, so that overrides can take their place.
     """
-    config = checkpoint.get("config") or {}
+    config = config_of(checkpoint)
     kept = {key: config[key] for key in SECTIONS if key in config}
     if "format" not in checkpoint:
         kept = {key: section for key, section in kept.items() if _is_understood(key, section)}
@@ -147,7 +150,7 @@ def carried_log_priors(config: ConfigParser, epoch: int | None, loader: BaseData
 
     Args:
         config: where it names no loss, cross entropy is assumed for one expert, and the method's own loss for several.
-        epoch: the last of training, for losses with a schedule.
+        epoch: the last of training, for losses with a schedule; where it is not known, training has reached its end.
         loader: the data of training.
         num_experts: E.
     """
@@ -157,7 +160,6 @@ def carried_log_priors(config: ConfigParser, epoch: int | None, loader: BaseData
     else:
         loss = CrossEntropyLoss(counts) if num_experts == 1 else DiverseExpertLoss(counts)
         get_logger().info(f"The config names no loss: logits are taken to carry what {type(loss).__name__} leaves.")
-    if epoch:
-        loss.set_epoch(epoch)
+    loss.set_epoch(sys.maxsize if epoch is None else epoch)
     carried = loss.log_priors(num_experts)
     return carried - torch.log(class_prior(counts) + EPSILON) if loader.balanced else carried

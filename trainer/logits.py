@@ -1,5 +1,6 @@
 """Expert logits of many images: one pass of the network, no gradient."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,13 @@ def expert_logits(network: nn.Module, batches: EvaluationBatches, device: torch.
     for images, _ in progress(batches, description, total=len(batches)):
         buffer.append(network_logits(network, images, device))
     return buffer.filled()
+
+
+def selected(logits: Tensor, indices: np.ndarray) -> Tensor:
+    """The logits of some images, [N, E, C] and indices [M] -> [M, E, C]; not copied where they are all, in order."""
+    if np.array_equal(indices, np.arange(len(logits))):
+        return logits
+    return logits[torch.as_tensor(indices)]
 
 
 class LogitsBuffer:

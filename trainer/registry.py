@@ -53,16 +53,21 @@ SUPPLIED = {
 
 
 def make_config(config: Mapping) -> ConfigParser:
-    """Check a config, this project's or the reference's; keys that have no effect here are named in the log.
+    """Check a config, this project's or the reference's.
 
     Raises:
         UserError: see ConfigParser.
     """
     translated, without_effect = from_reference(config)
     checked = ConfigParser(translated, COMPONENTS, SUPPLIED)
+    checked.without_effect = without_effect
     kind = checked.get("trainer", {}).get("type", "Trainer")
     if kind not in TRAINERS:
         raise unknown('type in config section "trainer"', kind, TRAINERS)
-    if without_effect:
-        get_logger().info(f"Without effect here: {', '.join(without_effect)}.")
     return checked
+
+
+def log_without_effect(config: ConfigParser) -> None:
+    """Name the keys of a config that have no effect here; called once for each job."""
+    if config.without_effect:
+        get_logger().info(f"Without effect here: {', '.join(config.without_effect)}.")

@@ -54,8 +54,8 @@ def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Ten
         generator: of lambda and the partners, on the CPU.
 
     Returns:
-        The mixtures [B, 3, H, W], in the memory format of the images; the rows of their partners, [B]; the share of
-        their own image, in 0.5..1.
+        The mixtures [B, 3, H, W], in the memory format of the images; the indices of their partners in the batch, [B];
+        the share of their own image, in 0.5..1.
     """
     own = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator))).beta(alpha, alpha)
     share = max(own, 1 - own)
@@ -102,14 +102,27 @@ class Trainer(BaseTrainer):
             )
         network = torch.compile(model, dynamic=False) if options.compile else model
         self.network = parallel(MixedPrecision(network, self.device.type, options.precision), self.device, gpus)
-        self.groups = [name for name, mask in shot_groups(loader.cls_num_list).items() if mask.any()]
         if self.monitored and self.monitored not in self.monitorable():
             raise unknown("value in trainer;monitor", self.monitored, self.monitorable())
 
     def monitorable(self) -> list[str]:
+        groups = [classes for classes in shot_groups(self.loader.cls_num_list).values() if classes.any()]
+        one_each = torch.stack([classes.int().argmax() for classes in groups])  # a class of every group there is
+        measured = self.measure(torch.zeros(len(groups), self.loader.num_classes), one_each)
         experts = [f"val_expert{e + 1}" for e in range(self.model.num_experts)]
-        named = [name for name in self.metrics if name != "shot_group_accuracy"]
-        return ["loss", "accuracy", "val_loss", *(f"val_{name}" for name in (*named, *self.groups)), *experts]
+        return ["loss", "accuracy", "val_loss", *(k for k, v in measured.items() if v is not None), *experts]
+
+    def measure(self, scores: Tensor, targets: Tensor) -> dict[str, float | None]:
+        """The metrics of validation images that are single numbers: scores [N, C], targets [N] -> "val_NAME": value.
+
+        Lists, such as accuracy by class, are for the results of an evaluation alone.
+        """
+        values: dict[str, float | None] = {}
+        for name, metric in self.metrics.items():
+            value = metric(scores, targets, self.loader.cls_num_list)
+            columns = value if isinstance(value, dict) else {name: value}
+            values |= {f"val_{key}": v for key, v in columns.items() if not isinstance(v, list)}
+        return values
 
     def train_step(
         self, images: Tensor, target: Tensor, generator: torch.Generator | None = None
@@ -191,12 +204,10 @@ class Trainer(BaseTrainer):
         self.validation_source = f"on the {batches.source}"
         network = inference_copy(self.model, self.loader.image_size)
         logits = expert_logits(network, batches, self.device, "validation")
-        scores, targets, counts = logits.mean(dim=1), batches.targets, self.loader.cls_num_list
+        scores = logits.mean(dim=1)
+        targets = batches.targets
         values: dict = {"val_loss": float(nn.functional.cross_entropy(scores, targets))}
-        for name, metric in self.metrics.items():
-            value = metric(scores, targets, counts)
-            columns = value if isinstance(value, dict) else {name: value}
-            values |= {f"val_{key}": v for key, v in columns.items() if not isinstance(v, list)}
+        values |= self.measure(scores, targets)
         values |= {
             f"val_expert{e + 1}": 100 * float((logits[:, e].argmax(1) == targets).float().mean())
             for e in range(logits.shape[1])

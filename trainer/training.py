@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model.freeze import freeze
-
 from trainer.build import (
     build_loader,
     build_loss,
@@ -15,13 +14,14 @@ from trainer.build import (
     parameter_groups,
 )
 from trainer.devices import choose_device, device_name
-from trainer.registry import TRAINERS, make_config
+from trainer.registry import TRAINERS, log_without_effect, make_config
 from trainer.run_folder import choose_run_dir, create_run_dir
 from utils import distributed
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser, merge
+from utils.reference_config import config_of
 from utils.seed import seed_everything
 
 SECTIONS = ("name", "arch", "data_loader", "optimizer", "loss", "lr_scheduler", "trainer")
@@ -38,7 +38,7 @@ def training_config(config: Mapping, checkpoint: Mapping | None = None, source: 
     Raises:
         UserError: a section is missing or wrong.
     """
-    before = (checkpoint or {}).get("config") or {}
+    before = config_of(checkpoint or {})
     if checkpoint is not None and "format" not in checkpoint and config:  # a stranger's: only its network counts
         before = {key: before[key] for key in ("arch",) if key in before}
     if not before and not config:
@@ -76,6 +76,7 @@ def train(
     checked = training_config(config or {}, checkpoint, resume)
     options = checked.build("trainer")
     logger = get_logger(verbosity=options.verbosity)
+    log_without_effect(checked)
     seed = checked.get("seed", 1)
     seed_everything(seed)
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))

@@ -1,8 +1,6 @@
 """Checkpoints: tensors and plain containers only, written whole or not at all, read without running anything.
 
-python -m utils.checkpoint inspect FILE.pth                  what is in it, whoever wrote it
-python -m utils.checkpoint convert IN.pth OUT.pth            the reference's or RIDE's -> this project's, or back
-python -m utils.checkpoint convert IN.pth OUT.pth --to tade  this project's with weights alone, small enough to share
+`python -m utils.convert_checkpoint` says what is in one, and converts it.
 """
 
 import collections

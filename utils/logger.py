@@ -79,7 +79,7 @@ class TensorBoardLog:
                     self.writer.add_scalar(tag, value, step)
 
     def images(self, tag: str, images, step: int) -> None:
-        """Log pictures, [B, 3, H, W] in 0..1."""
+        """Log images, [B, 3, H, W] in 0..1."""
         if self.writer:
             self.writer.add_images(tag, images, step)
 

@@ -36,6 +36,9 @@ class ConfigParser:
             or a value of the wrong type.
     """
 
+    #: Paths of keys that were accepted and have no effect.
+    without_effect: Sequence[str] = ()
+
     def __init__(self, config: Mapping, components: Mapping, supplied: Mapping[str, set[str]] | None = None):
         self.config = deepcopy(dict(config))
         self.components = components

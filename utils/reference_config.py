@@ -1,7 +1,11 @@
-"""The reference's own JSON files (TADE's release), in this project's words."""
+"""The reference's own JSON files (TADE's release), and configs of earlier versions, in this project's words."""
 
 from collections.abc import Mapping
 from copy import deepcopy
+
+from utils.errors import UserError
+
+FORMER_STREAMING = "StreamingStabilityAggregator"
 
 
 def published_aggregator(config: Mapping, epochs: int = 5) -> dict:
@@ -26,7 +30,15 @@ def from_reference(config: Mapping) -> tuple[dict, list[str]]:
 
     Returns:
         The config, and the paths of the keys that have no effect here.
+
+    Raises:
+        UserError: it names an aggregator that is now an option of the scripts.
     """
+    if _follows_streams(config):
+        raise UserError(
+            f"{FORMER_STREAMING} is now StabilityAggregator with --stream (and --stream_batch): name "
+            "StabilityAggregator in the config and add that flag."
+        )
     config = deepcopy(dict(config))
     without_effect = []
     if config.pop("add_extra_info", None) is not None:
@@ -46,6 +58,24 @@ def from_reference(config: Mapping) -> tuple[dict, list[str]]:
         epochs = config.pop("epochs")
         config.setdefault("aggregator", published_aggregator(config, epochs))
     return config, without_effect
+
+
+def config_of(checkpoint: Mapping) -> dict:
+    """The config that a checkpoint carries, empty where it carries none.
+
+    An earlier version's streaming aggregator, which no test script could use without a config of its own, becomes the
+    one that it derived from, so that the checkpoint can still be evaluated and trained further.
+    """
+    config = dict(checkpoint.get("config") or {})
+    if _follows_streams(config):
+        kept = {key: value for key, value in _arguments(config, "aggregator").items() if key == "entropy_coefficient"}
+        config["aggregator"] = {"type": "StabilityAggregator", "args": kept}
+    return config
+
+
+def _follows_streams(config: Mapping) -> bool:
+    aggregator = config.get("aggregator")
+    return isinstance(aggregator, Mapping) and aggregator.get("type") == FORMER_STREAMING
 
 
 def _arguments(config: Mapping, section: str) -> dict:
