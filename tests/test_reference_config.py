@@ -1,14 +1,16 @@
 """The reference's own JSON files parse and run as they are."""
 
-import json
-
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, script
 
+from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
+from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
+from data_loader.datasets import ImageSet
 from trainer import adapt, load_run
 from trainer.build import aggregator_maker, parameter_groups
-from trainer.registry import make_config
+from trainer.command_line import parse
+from trainer.registry import COMPONENTS, make_config
 from trainer.training import training_config
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -88,23 +90,32 @@ def test_a_misspelt_key_beside_them_is_still_named():
         make_config(merge(config, {"add_extra_infos": True}))
 
 
-def test_they_run(tmp_path, cifar_dir):
-    """train.py and test_train_cifar.py with the reference's files, on the real CIFAR-100, made small by flags."""
-    folder = SHAPES
-    config = read_json(folder / "config_cifar100_ir100_tade.json")
-    config["data_loader"]["args"] |= {"data_dir": str(cifar_dir), "imb_factor": 0.005}
-    config["trainer"] |= {"epochs": 1, "save_dir": str(tmp_path), "tensorboard": False}
-    (tmp_path / "train.json").write_text(json.dumps(config))
-    done = run_script("train", "-c", tmp_path / "train.json", "--run_id", "one", "--set", "trainer;monitor=off")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Without effect here") == 1
-    last = tmp_path / config["name"] / "one" / "last.pth"
-    assert load_checkpoint(last)["epoch"] == 1
-    test_time = read_json(folder / "test_time_cifar100_ir100_tade.json")
-    test_time["data_loader"]["args"] |= {"data_dir": str(cifar_dir), "imb_factor": 0.005}
-    (tmp_path / "test_time.json").write_text(json.dumps({**test_time, "epochs": 1}))
-    chosen = 'data_loader;args;distributions=["forward50"]'
-    done = run_script("test_train_cifar", "-c", tmp_path / "test_time.json", "-r", last, "--set", chosen)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Without effect here") == 1
-    assert "StabilityAggregator" in done.stdout and "pass 1  forward50" in done.stdout and "pass 2" not in done.stdout
+class SmallCIFAR100(ImbalanceCIFAR100DataLoader):
+    """Random images in CIFAR-100's shape, four of each class to test on."""
+
+    largest_class = 10
+
+    def load(self, train: bool) -> ImageSet:
+        count = 100 * (10 if train else 4)
+        images = torch.randint(
+            0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        return ImageSet(images, torch.arange(100).repeat_interleave(count // 100))
+
+
+def test_they_run(tmp_path, monkeypatch, capsys):
+    """train.py and test_train_cifar.py with the reference's files as they are; only epochs and data are made small."""
+    monkeypatch.setitem(COMPONENTS["data_loader"], "ImbalanceCIFAR100DataLoader", SmallCIFAR100)
+    config, test_time = (SHAPES / f"{kind}_cifar100_ir10_tade.json" for kind in ("config", "test_time"))
+    flags = ["--epochs", "1", "--save_dir", str(tmp_path), "--run_id", "one"]
+    trained = script("train").main(parse("", ["-c", str(config), *flags], training=True))
+    printed = capsys.readouterr().out
+    assert trained["epoch"] == 1 and printed.count("Without effect here") == 1
+
+    at = ["-c", str(test_time), "-r", trained["last"]]
+    results = script("test_train_cifar").main(parse("", at, adapting=True))
+    printed = capsys.readouterr().out
+    assert printed.count("Without effect here") == 1 and "StabilityAggregator" in results["protocol"]
+    assert list(results["distributions"]) == list(CIFAR_DISTRIBUTIONS)
+    passes = [len(entry["learning"]["stability_in_pass"]) for entry in results["distributions"].values()]
+    assert 1 <= min(passes) and max(passes) <= 5 and "pass 1  forward50" in printed
