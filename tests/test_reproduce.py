@@ -236,3 +236,12 @@ def test_mean_and_deviation_over_seeds():
     assert list(table.index) == ["b", "a"] and list(table.columns) == ["seeds", "z", "a"]  # the order they came in
     assert list(table["seeds"]) == ["2", "1"]
     assert table.loc["b", "z"] == "2.0 ± 1.4" and table.loc["a", "a"] == "4.0"
+
+
+def test_a_run_of_before_counts_with_the_keys_it_has():
+    config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    config["trainer"] |= {"epochs": 2, "add_extra_info": True}
+    checkpoint = {"config": config, "epoch": 2, "checks_since_best": 0}
+    assert comparison.is_trained(checkpoint) and not comparison.is_trained({**checkpoint, "epoch": 1})
+    now = make_config({**config, "trainer": {k: v for k, v in config["trainer"].items() if k != "add_extra_info"}})
+    assert comparison.first_difference(comparison.trained_config(checkpoint).config, now.config) is None
