@@ -9,7 +9,7 @@ from torch import Tensor
 from base.base_data_loader import BaseDataLoader
 from tade import Aggregator, Views
 from trainer.build import AggregatorMaker, aggregator_section
-from trainer.evaluation import chosen_distributions, results_of, scorer_of
+from trainer.evaluation import chosen_distributions, results_of, scorer_of, views_text
 from trainer.loaded_run import LoadedRun
 from trainer.logits import LogitsBuffer, network_logits
 from trainer.results import Results
@@ -57,7 +57,8 @@ def adapt(
             (name, aggregator.predict(run.test_logits[torch.from_numpy(distributions[name])]))
             for name, aggregator in aggregators.items()
         )
-    results = results_of(run, protocol_of(kind, next(iter(aggregators.values())), stream, stream_batch))
+    on = views_text(run) if run.mild_views else "un-augmented images"
+    results = results_of(run, protocol_of(kind, next(iter(aggregators.values())), stream, stream_batch, on))
     if make_aggregator is None:
         results.config = {**results.config, "aggregator": aggregator_section(run.config)}
     for name, of_distribution in scores:
@@ -70,8 +71,8 @@ def adapt(
     return results
 
 
-def protocol_of(kind: str, aggregator: Aggregator, stream: bool, stream_batch: int) -> str:
-    """How the figures were made, in words."""
+def protocol_of(kind: str, aggregator: Aggregator, stream: bool, stream_batch: int, predicted: str) -> str:
+    """How the figures were made, in words; `predicted` says what predictions were made on."""
     learned = (
         f"from a stream of the test images in batches of {stream_batch}, each predicted right after learning from it"
         if stream
@@ -79,7 +80,7 @@ def protocol_of(kind: str, aggregator: Aggregator, stream: bool, stream_batch: i
     )
     views = ", random views shared between distributions" if "views" in aggregator.needs else ""
     what = "Test-time training" if "views" in aggregator.needs else "Adaptation"
-    return f"{what} ({kind}): learned {learned}{views}; predictions on un-augmented images."
+    return f"{what} ({kind}): learned {learned}{views}; predictions on {predicted}."
 
 
 def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_batch: int) -> Aggregator:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model.freeze import freeze
-
 from trainer.build import (
     build_loader,
     build_loss,
