@@ -1,4 +1,4 @@
-"""Learn the expert weights on a folder of unlabelled images, and predict the class of each.
+"""Learn the expert weights on a folder of unlabeled images, and predict the class of each.
 
 python predict_folder.py -c configs/test_time_custom_example.json -r saved/NAME/RUN/last.pth --images FOLDER
 """

@@ -1,4 +1,4 @@
-"""Adapt to the unlabelled images of every test class distribution of CIFAR-LT, then evaluate.
+"""Adapt to the unlabeled images of every test class distribution of CIFAR-LT, then evaluate.
 
 python test_train_cifar.py -c configs/test_time_cifar100_ir100_tade.json -r saved/NAME/RUN/last.pth
 """

@@ -1,4 +1,4 @@
-"""Adapt to the unlabelled images of every test class distribution of ImageNet-LT, then evaluate.
+"""Adapt to the unlabeled images of every test class distribution of ImageNet-LT, then evaluate.
 
 python test_train_imagenet.py -c configs/test_time_imagenet_lt_resnext50_tade.json -r saved/NAME/RUN/last.pth
 """

@@ -1,4 +1,4 @@
-"""Learn the expert weights on the unlabelled images of every test distribution of iNaturalist 2018, then evaluate.
+"""Learn the expert weights on the unlabeled images of every test distribution of iNaturalist 2018, then evaluate.
 
 python test_train_inat.py -c configs/test_time_iNaturalist_resnet50_tade.json -r saved/NAME/RUN/last.pth
 """

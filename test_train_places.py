@@ -1,4 +1,4 @@
-"""Adapt to the unlabelled images of every test class distribution of Places-LT, then evaluate.
+"""Adapt to the unlabeled images of every test class distribution of Places-LT, then evaluate.
 
 python test_train_places.py -c configs/test_time_places_lt_resnet152_tade.json -r saved/NAME/RUN/last.pth
 """

@@ -35,6 +35,8 @@ class BaseDataLoader(ABC):
     has_test_labels: bool = True
     #: Whether training sees the classes equally often, whatever their numbers of images.
     balanced: bool = False
+    #: Whether a mirrored image keeps its class.
+    mirror: bool = True
 
     def __init__(self, batch_size: int):
         if batch_size < 1:
@@ -112,9 +114,32 @@ class BaseDataLoader(ABC):
             pass_number: the same number gives the same views of the same images.
         """
 
+    def mild_view_numbers(self, crops: int) -> list[int]:
+        """The mild views to average, as `mild_view_batches` numbers them: image, mirror image if allowed, crops."""
+        return [0, *([1] if self.mirror else []), *range(2, crops + 2)]
+
+    @abstractmethod
+    def mild_view_batches(self, number: int) -> "EvaluationBatches":
+        """One mild view of all test images, as batches (image, target) in the order of `test_batches`.
+
+        Unlike the views of `two_view_batches` it changes no color and hides little, so that its prediction is about as
+        good as the image's own.
+
+        Args:
+            number: 0 is the image itself, 1 its mirror image, each from 2 on another random crop, mirrored half of the
+                time. The same number gives the same view.
+
+        Raises:
+            ValueError: number is below 0, or 1 where images may not be mirrored.
+        """
+
+    def _check_view_number(self, number: int) -> None:
+        if number < 0 or (number == 1 and not self.mirror):
+            raise ValueError(f"there is no mild view {number} here; there are {self.mild_view_numbers(1)} and above")
+
     @abstractmethod
     def with_test_images(self, images: Any) -> Self:
-        """A copy of this loader whose test images are others, unlabelled; this loader stays as it is.
+        """A copy of this loader whose test images are others, unlabeled; this loader stays as it is.
 
         In the copy's `test_batches` every label is 0.
 
@@ -127,7 +152,7 @@ class BaseDataLoader(ABC):
 
     def _check_test_labels(self) -> None:
         if not self.has_test_labels:
-            raise UserError("The test images are unlabelled, and test distributions need labels: name no distribution.")
+            raise UserError("The test images are unlabeled, and test distributions need labels: name no distribution.")
 
 
 class EvaluationBatches:

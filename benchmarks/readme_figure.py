@@ -21,7 +21,7 @@ def main(results_path: str, out: str) -> None:
     accuracy, weights = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for key, color, label in (
         ("equal_weights_top1", GRAY, "experts weighted equally"),
-        ("top1", INK, "weights learned from unlabelled test images"),
+        ("top1", INK, "weights learned from unlabeled test images"),
     ):
         accuracy.plot(names, [e[key] for e in entries.values()], color=color, marker="o", linewidth=2, label=label)
     below = [0.0] * len(names)

@@ -85,7 +85,7 @@ class ImageList:
 
 
 def list_folder(folder: str | Path) -> ImageList:
-    """All image files under a folder, in order of their paths, unlabelled (every target is 0).
+    """All image files under a folder, in order of their paths, unlabeled (every target is 0).
 
     Raises:
         UserError: the folder is missing, or holds no image file.

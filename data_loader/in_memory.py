@@ -1,7 +1,7 @@
 """Data loader for small images: all of them in memory, augmented as whole batches on the training device."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Self
 
@@ -20,7 +20,7 @@ from data_loader.datasets import ImageSet
 from data_loader.samplers import balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import CropFlipRotate, ViewAugmentation, normalize
 from utils.errors import UserError
-from utils.seed import TRAINING, VIEWS, epoch_generator
+from utils.seed import MILD_VIEWS, TRAINING, VIEWS, epoch_generator
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}  # what fits the cache; what fills the GPU
 
@@ -28,7 +28,7 @@ EVALUATION_BATCH = {"cpu": 64, "cuda": 1024}  # what fits the cache; what fills 
 class InMemoryDataLoader(BaseDataLoader):
     """Small images: one uint8 tensor on the training device, augmented as whole batches.
 
-    Subclasses set `image_size`, `mean`, `std`, `largest_class`, `classes`, `mirror` and implement `load`.
+    Subclasses set `image_size`, `mean`, `std`, `largest_class`, `classes`, `mirror` (True) and implement `load`.
 
     Args:
         batch_size: global batch.
@@ -44,7 +44,6 @@ class InMemoryDataLoader(BaseDataLoader):
     std: tuple[float, float, float]
     classes: int
     largest_class: int
-    mirror = True
 
     def __init__(
         self,
@@ -62,6 +61,7 @@ class InMemoryDataLoader(BaseDataLoader):
         self.distributions = check_distributions(distributions)
         self.augmentation = CropFlipRotate(self.image_size, flip=self.mirror)
         self.views = ViewAugmentation(self.image_size, flip=self.mirror)
+        self.mild_crop = CropFlipRotate(self.image_size, flip=self.mirror, degrees=0.0)
 
     def load(self, train: bool) -> ImageSet:
         """The whole training set, or the balanced test set."""
@@ -101,14 +101,19 @@ class InMemoryDataLoader(BaseDataLoader):
         return self.test_batches()
 
     def test_batches(self) -> EvaluationBatches:
+        return self._test_batches(lambda images, part: images, "test set")
+
+    def _test_batches(self, change: Callable[[Tensor, slice], Tensor], source: str) -> EvaluationBatches:
+        """All test images, changed batch by batch: `change` gets images [B, 3, S, S] uint8 and which these are."""
         images, targets = self.test_set
         parts = self._evaluation_slices(len(targets))
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for part in parts:
-                yield normalize(images[part].to(self.device), self.mean, self.std), targets[part].to(self.device)
+                changed = change(images[part].to(self.device), part)
+                yield normalize(changed, self.mean, self.std), targets[part].to(self.device)
 
-        return EvaluationBatches(batches, len(parts), targets, "test set")
+        return EvaluationBatches(batches, len(parts), targets, source)
 
     def _evaluation_slices(self, count: int) -> list[slice]:
         return batch_slices(count, EVALUATION_BATCH.get(self.device.type, EVALUATION_BATCH["cuda"]))
@@ -135,8 +140,21 @@ class InMemoryDataLoader(BaseDataLoader):
 
         return EvaluationBatches(batches, len(parts), self.test_set.targets[chosen], "two views of test images")
 
+    def mild_view_batches(self, number: int) -> EvaluationBatches:
+        self._check_view_number(number)
+        if number == 0:
+            return self.test_batches()
+        if number == 1:
+            return self._test_batches(lambda images, part: images.flip(3), "mirrored test images")
+        generator = epoch_generator(self.seed, number, MILD_VIEWS)
+        params = self.mild_crop.sample_params(len(self.test_set.targets), generator)
+        return self._test_batches(
+            lambda images, part: self.mild_crop.apply(images, params.select(part).to(self.device)),
+            "random crops of test images",
+        )
+
     def with_test_images(self, images: Tensor) -> Self:
-        """A copy of this loader whose test images are others, unlabelled; this loader stays as it is.
+        """A copy of this loader whose test images are others, unlabeled; this loader stays as it is.
 
         Args:
             images: [N, 3, S, S] uint8, RGB in 0..255, with S = `image_size`.

@@ -19,7 +19,7 @@ from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epo
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
 from utils.logger import get_logger
-from utils.seed import TRAINING, VIEWS, epoch_generator
+from utils.seed import MILD_VIEWS, TRAINING, VIEWS, epoch_generator
 
 EVALUATION_BATCH = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -143,7 +143,7 @@ class ListDataLoader(BaseDataLoader):
         return [names[number] for number in self.class_map or range(self.num_classes)]
 
     def with_test_images(self, images: str | Path | ImageList) -> Self:
-        """A copy of this loader whose test images are others, unlabelled; this loader stays as it is.
+        """A copy of this loader whose test images are others, unlabeled; this loader stays as it is.
 
         Args:
             images: a folder, all image files under which are taken in order of their paths, or an ImageList.
@@ -260,6 +260,13 @@ class ListDataLoader(BaseDataLoader):
         seeds = np.array(_seeds(len(self.test_images), epoch_generator(self.seed, pass_number, VIEWS)))[indices]
         pipelines = [pil_transforms.view(self.image_size, self.smallest_view)] * 2
         return self._evaluation(self.test_images, pipelines, indices, seeds.tolist(), "two views of test images")
+
+    def mild_view_batches(self, number: int) -> EvaluationBatches:
+        self._check_view_number(number)
+        count = len(self.test_images)
+        seeds = _seeds(count, epoch_generator(self.seed, number, MILD_VIEWS))
+        pipeline = pil_transforms.mild_view(self.image_size, number, self.mirror)
+        return self._evaluation(self.test_images, [pipeline], range(count), seeds, "mild view of test images")
 
 
 def usable_cores() -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from utils.torchvision_import import torchvision
 
@@ -65,7 +65,44 @@ def blend_with_value(image: Image.Image, value: int, factor: float) -> Image.Ima
 def evaluation(size: int) -> Pipeline:
     """Shorter side to S * 256 / 224, center crop."""
     t = torchvision().transforms
-    return t.Compose([t.Resize(round(size * 256 / 224)), t.CenterCrop(size)])
+    return t.Compose([t.Resize(_shorter_side(size)), t.CenterCrop(size)])
+
+
+def _shorter_side(size: int) -> int:
+    return round(size * 256 / 224)
+
+
+def mild_view(size: int, number: int, mirror: bool) -> Pipeline:
+    """One of the views whose logits are averaged: 0 as in evaluation, 1 its mirror image, from 2 on a crop near it.
+
+    Args:
+        size: S.
+        number: which view; all from 2 on are alike but for what is random.
+        mirror: whether crops may be mirrored.
+    """
+    t = torchvision().transforms
+    if number < 2:
+        return t.Compose([evaluation(size), ImageOps.mirror]) if number else evaluation(size)
+    steps = [t.Resize(_shorter_side(size)), CropNearCenter(size, (_shorter_side(size) - size) // 2)]
+    return t.Compose([*steps, t.RandomHorizontalFlip()] if mirror else steps)
+
+
+class CropNearCenter:
+    """The center crop, moved at random: both shifts are uniform whole numbers in [-reach, reach].
+
+    Args:
+        size: S, width and height of the crop.
+        reach: at most half of what the shorter side has beyond S, so that no crop leaves the image.
+    """
+
+    def __init__(self, size: int, reach: int):
+        self.size, self.reach = size, reach
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        right, down = torch.randint(-self.reach, self.reach + 1, (2,)).tolist()
+        left = round((image.width - self.size) / 2) + right
+        top = round((image.height - self.size) / 2) + down
+        return image.crop((left, top, left + self.size, top + self.size))
 
 
 def view(size: int, smallest: float) -> Pipeline:

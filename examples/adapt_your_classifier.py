@@ -1,7 +1,7 @@
 """Adapt a classifier of your own to test images whose classes are distributed unlike the training set's.
 
 All that is used of it: its logits, and how many training images each class had. Given other class priors, its logits
-become those of three experts, whose weights are learned from the unlabelled test images."""
+become those of three experts, whose weights are learned from the unlabeled test images."""
 
 import numpy as np
 import torch

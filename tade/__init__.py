@@ -1,4 +1,4 @@
-"""Test-agnostic adaptation of long-tailed classifiers: from the logits of one or several experts and unlabelled test
+"""Test-agnostic adaptation of long-tailed classifiers: from the logits of one or several experts and unlabeled test
 images to class probabilities under the test images' own class distribution. Needs torch and nothing else."""
 
 from tade.aggregator import Aggregator, Views

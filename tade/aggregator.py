@@ -1,4 +1,4 @@
-"""The contract of everything that adapts a trained classifier to unlabelled test images."""
+"""The contract of everything that adapts a trained classifier to unlabeled test images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ Views = tuple[Tensor, Tensor]
 
 
 class Aggregator(ABC):
-    """Turns the logits of E experts into class probabilities for one unlabelled test set.
+    """Turns the logits of E experts into class probabilities for one unlabeled test set.
 
     It sees logits and what is known about training, never a label. `fit` on the test images, or `update` on a stream
     of them, learns; `predict` then scores any images, in any order.

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader, ImbalanceDigitsDataLoader
-from data_loader.datasets import load_digits
+from data_loader.datasets import ImageSet, load_digits
 from data_loader.samplers import batch_slices, shard
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
@@ -89,6 +89,60 @@ def test_two_views(loader):
     assert not torch.equal(other, first)
 
 
+class Color(ImbalanceCIFAR100DataLoader):
+    """CIFAR's loader with ten random images in place of the test set."""
+
+    def load(self, train):
+        return ImageSet(torch.randint(1, 256, (10, 3, 32, 32), dtype=torch.uint8), torch.arange(10))
+
+
+def view(loader, number):
+    images, targets = (torch.cat(column) for column in zip(*loader.mild_view_batches(number), strict=True))
+    assert torch.equal(targets, loader.test_set.targets)
+    return images
+
+
+def test_mild_views_are_image_mirror_image_and_crops():
+    loader = Color("", 8)
+    assert loader.mild_view_numbers(4) == [0, 1, 2, 3, 4, 5]
+    image = torch.cat([images for images, _ in loader.test_batches()])
+    assert torch.equal(view(loader, 0), image)
+    assert torch.equal(view(loader, 1), image.flip(3))
+    padded = torch.nn.functional.pad(loader.test_set.images, (4, 4, 4, 4))
+    shifts, flips = set(), set()
+    for number in range(2, 30):
+        crops = view(loader, number)
+        for crop, whole in zip(crops, padded, strict=True):
+            found = []
+            for flip in (False, True):
+                windows = whole.unfold(1, 32, 1).unfold(2, 32, 1)  # [3, 9, 9, 32, 32]
+                windows = normalize(windows.permute(1, 2, 0, 3, 4).flatten(0, 1), loader.mean, loader.std)
+                same = (windows == (crop.flip(2) if flip else crop)).flatten(1).all(dim=1)
+                found += [(int(place), flip) for place in same.nonzero()[:, 0]]
+            ((place, flip),) = found  # exactly one crop of the padded image, mirrored or not
+            shifts.add(place)
+            flips.add(flip)
+    assert len(shifts) > 70 and flips == {False, True}
+
+
+def test_mild_views_repeat_by_seed_and_number(loader):
+    assert torch.equal(view(loader, 2), view(loader, 2))
+    assert not torch.equal(view(loader, 2), view(loader, 3))
+    before, epoch = view(loader, 2), [target for _, target in loader]
+    other = ImbalanceDigitsDataLoader(batch_size=50, imb_factor=0.05)
+    other.prepare(torch.device("cpu"), seed=8)
+    assert not torch.equal(view(other, 2), before)
+    assert all(torch.equal(a, target) for a, (_, target) in zip(epoch, loader, strict=True))
+
+
+def test_digits_are_never_mirrored(loader):
+    assert loader.mild_view_numbers(2) == [0, 2, 3] and not loader.mild_crop.flip
+    with pytest.raises(ValueError, match="no mild view 1 here"):
+        loader.mild_view_batches(1)
+    with pytest.raises(ValueError, match="no mild view -1 here"):
+        loader.mild_view_batches(-1)
+
+
 def test_bad_values(tmp_path):
     with pytest.raises(UserError, match="batch_size must be at least 1, not 0"):
         ImbalanceDigitsDataLoader(batch_size=0)
@@ -136,7 +190,8 @@ def test_other_test_images(loader):
     assert targets.tolist() == [0] * 5 and other.cls_num_list == loader.cls_num_list
     ((first, second),) = other.two_view_batches(np.array([4, 0]), pass_number=0)
     assert first.shape == second.shape == (2, 3, 16, 16)
-    with pytest.raises(UserError, match="unlabelled"):
+    assert view(other, 2).shape == (5, 3, 16, 16)
+    with pytest.raises(UserError, match="unlabeled"):
         other.test_distributions()
     assert torch.equal(torch.cat([images for images, _ in loader.test_batches()]), before)
     assert len(loader.test_distributions()["uniform"]) == 500

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import trainer
 from data_loader.class_profiles import distribution_indices
@@ -13,7 +14,7 @@ from model.metric import top5_accuracy
 from model.model import ResNet32Model
 from tade import Aggregator, StabilityAggregator
 from trainer.adaptation import fit_all, follow_streams, two_view_logits
-from trainer.evaluation import Scorer
+from trainer.evaluation import Scorer, views_text
 from trainer.logits import LogitsBuffer, expert_logits, selected
 from utils.errors import UserError
 
@@ -85,6 +86,86 @@ def test_selections_equal_a_pass_over_each_distribution(network):
         expected = 100 * float((prediction == batches.targets[indices]).float().mean())
         assert scorer.score_equal_weights(distributions[name]).top1 == pytest.approx(expected)
     network.train()
+
+
+@pytest.fixture
+def plain_run(digits_run):
+    return trainer.load_run(digits_run["last"])
+
+
+def views_of_run(digits_run, crops, **more):
+    return trainer.load_run(digits_run["last"], overrides={"averaged_views": crops, **more})
+
+
+def test_averaged_logits_are_the_mean_of_explicit_passes(digits_run, plain_run):
+    run = views_of_run(digits_run, 3)
+    assert run.mild_views == [0, 2, 3, 4]  # digits have no mirror image
+    passes = [expert_logits(run.network, run.loader.mild_view_batches(n), CPU, "view") for n in run.mild_views]
+    assert torch.equal(passes[0], plain_run.test_logits)
+    torch.testing.assert_close(run.test_logits, torch.stack(passes).mean(dim=0), atol=1e-5, rtol=1e-5)
+    assert torch.equal(run.test_logits, views_of_run(digits_run, 3).test_logits)
+    assert not torch.equal(run.test_logits, views_of_run(digits_run, 3, seed=9).test_logits)
+
+
+def test_without_averaged_views_nothing_changes(digits_run, plain_run, monkeypatch):
+    monkeypatch.setattr(type(plain_run.loader), "mild_view_batches", None)  # none is asked for
+    off = views_of_run(digits_run, 0)
+    assert torch.equal(off.test_logits, plain_run.test_logits)
+    expected = trainer.evaluate(plain_run).to_json()
+    assert "averaged_views" not in expected["config"] and expected["protocol"] == (
+        "Experts weighted equally (mean of their logits). One pass of the network over the un-augmented test images; "
+        "every distribution is a selection of them."
+    )
+    found = trainer.evaluate(off).to_json()
+    assert found["config"].pop("averaged_views") == 0 and found == expected
+    adapted = trainer.adapt(plain_run, CountsPredictions, names=["uniform"])
+    assert adapted.protocol.endswith("; predictions on un-augmented images.")
+
+
+def test_every_figure_is_of_the_averaged_logits_and_the_protocol_says_so(digits_run):
+    run = views_of_run(digits_run, 2)
+    views = "3 averaged views of the test images (image, random crops: 2)"
+    logits, all_images = run.test_logits, np.arange(500)
+    equal = trainer.evaluate(run, names=["uniform"])
+    assert f"One pass of the network over each of {views};" in equal.protocol
+    assert equal.config["averaged_views"] == 2
+    expected = Scorer(logits, run.targets, run.cls_num_list).score_equal_weights(all_images)
+    result = equal.distributions["uniform"]
+    assert (result.top1, result.experts_top1) == (expected.top1, expected.experts_top1)
+    for make in (CountsPredictions, StabilityAggregator):  # strong views come as before where they are wanted
+        adapted = trainer.adapt(run, make, names=["uniform"])
+        assert adapted.protocol.endswith(f"; predictions on {views}.")
+        assert adapted.distributions["uniform"].equal_weights_top1 == expected.top1
+        assert adapted.distributions["uniform"].experts_top1 == expected.experts_top1
+    predicted = trainer.predict(run, run.loader.test_set.images)
+    torch.testing.assert_close(predicted.log_probabilities, torch.log_softmax(logits.mean(1), 1), atol=1e-5, rtol=0)
+
+
+def test_the_mirror_image_is_named_where_there_is_one(digits_run):
+    run = views_of_run(digits_run, 4)
+    run.loader.mirror = True
+    assert views_text(run) == "6 averaged views of the test images (image, mirror image, random crops: 4)"
+
+
+class FullSize(TorchDispatchMode):
+    """Where tensors of one shape lie that are made in its body."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.places = shape, set()
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor) and result.shape == self.shape:
+            self.places.add(result.data_ptr())
+        return result
+
+
+def test_averaging_keeps_one_tensor_of_all_logits(digits_run):
+    run = views_of_run(digits_run, 4)
+    with FullSize((500, 3, 10)) as full:
+        logits = run.test_logits
+    assert full.places == {logits.data_ptr()}
 
 
 class Digits:

@@ -200,6 +200,19 @@ def test_two_views(folder):
     assert not torch.equal(other, again)
 
 
+def test_mild_views(folder):
+    loader, shared = make(folder), make(folder, num_workers=2)
+    ((image, targets),) = loader.test_batches()
+    views = {number: next(iter(loader.mild_view_batches(number))) for number in loader.mild_view_numbers(2)}
+    assert list(views) == [0, 1, 2, 3] and all(torch.equal(view[1], targets) for view in views.values())
+    assert torch.equal(views[0][0], image) and torch.equal(views[1][0], image.flip(3))
+    assert views[2][0].shape == (12, 3, SIZE, SIZE) and not torch.equal(views[2][0], views[3][0])
+    assert torch.equal(next(iter(shared.mild_view_batches(2)))[0], views[2][0])  # whatever the workers
+    loader.prepare(torch.device("cpu"), seed=8)
+    assert not torch.equal(next(iter(loader.mild_view_batches(2)))[0], views[2][0])
+    assert len(loader.with_test_images(folder / "train").mild_view_batches(3).targets) == sum(COUNTS)
+
+
 def test_other_test_images(folder):
     loader = make(folder)
     other = loader.with_test_images(folder / "train")
@@ -210,7 +223,7 @@ def test_other_test_images(folder):
     torch.testing.assert_close(images, of_list[order])
     ((first, _),) = other.two_view_batches(np.array([20]), pass_number=0)
     assert first.shape == (1, 3, SIZE, SIZE)
-    with pytest.raises(UserError, match="unlabelled"):
+    with pytest.raises(UserError, match="unlabeled"):
         other.test_distributions()
     assert len(loader.test_batches().targets) == 12 and list(loader.test_distributions()) == list(loader.distributions)
     assert torch.equal(next(iter(other))[0], next(iter(loader))[0])  # training is the same, each with its own workers
@@ -317,6 +330,11 @@ def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert list(table) == ["path", "class", "probability"] and len(table) == predicted["images"] == 12
     assert table["path"][5] == "class 1/1.png" and set(table["class"]) <= {"red", "green", "blue"}
+    assert "averaged_views" not in predicted
+    options = Options({**test_time, "averaged_views": 2}, last, output=tmp_path / "views", images=folder / "test")
+    assert script("predict_folder").main(options)["averaged_views"] == 2
+    averaged = pd.read_csv(tmp_path / "views" / "predictions.csv")
+    assert (averaged["path"] == table["path"]).all() and (averaged["probability"] != table["probability"]).any()
     assert table["probability"].between(1 / 3, 1).all() and sum(predicted["weights"]) == pytest.approx(1)
 
 

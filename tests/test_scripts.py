@@ -11,7 +11,7 @@ from conftest import ROOT, run_script, script
 
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer import train
-from trainer.command_line import Options
+from trainer.command_line import Options, parse
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError
@@ -76,6 +76,29 @@ def test_streaming_is_a_mode(digits_run, tmp_path):
         "test_train_cifar", digits_run["last"], read_json(TEST_TIME), output=tmp_path, stream=True, stream_batch=16
     )
     assert other["distributions"]["uniform"]["weights"] != one["distributions"]["uniform"]["weights"]
+
+
+def test_averaged_views_by_a_flag(digits_run, tmp_path):
+    last = digits_run["last"]
+    done = run_script("test_all_cifar", "-r", last, "--averaged_views", 2, "-o", tmp_path)
+    assert done.returncode == 0 and "each of 3 averaged views" in done.stdout, done.stderr
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert "each of 3 averaged views" in written["protocol"] and written["config"]["averaged_views"] == 2
+    plain = run_job("test_all_cifar", last, output=tmp_path / "plain")
+    assert written["distributions"]["uniform"]["experts_top1"] != plain["distributions"]["uniform"]["experts_top1"]
+    learned = run_job("test_train_cifar", last, {**read_json(TEST_TIME), "averaged_views": 2}, output=tmp_path / "t")
+    for name, entry in learned["distributions"].items():
+        assert entry["equal_weights_top1"] == pytest.approx(written["distributions"][name]["top1"], abs=0.5)
+    with pytest.raises(SystemExit):
+        parse("", ["-c", "any.json", "--averaged_views", "2"], training=True)
+
+
+def test_averaged_views_of_a_training_config_count_in_testing(digits_config, tmp_path):
+    digits_config["trainer"]["epochs"] = 1
+    last = train({**digits_config, "averaged_views": 1})["last"]
+    assert "each of 2 averaged views" in run_job("test", last, output=tmp_path / "on")["protocol"]
+    off = run_job("test", last, {"averaged_views": 0}, output=tmp_path / "off")
+    assert "un-augmented" in off["protocol"]
 
 
 def test_one_expert_has_nothing_to_weight(digits_config, tmp_path):
@@ -168,6 +191,8 @@ def test_command_lines(digits_run, tmp_path):
             ["-r", "CKPT", "--set", 'data_loader;args;distributions=["sideways3"]'],
             'unknown test distribution "sideways3"',
         ),
+        ("test", ["-r", "CKPT", "--averaged_views", -1], "averaged_views must be at least 0, not -1."),
+        ("test", ["-r", "CKPT", "--set", "averaged_views=1.5"], '"averaged_views" in config must be of type int'),
         ("test", ["-r", "CKPT", "--set", "arch;args;num_experts=4"], "does not fit the architecture of the config"),
         ("test", ["-r", "CKPT", "--set", "arch;args;num_classes=12"], "num_classes is 12 and the data has 10 classes"),
         (

@@ -1,4 +1,4 @@
-"""Drives an aggregator over the unlabelled images of test distributions, whole or as a stream."""
+"""Drives an aggregator over the unlabeled images of test distributions, whole or as a stream."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from base.base_data_loader import BaseDataLoader
 from tade import Aggregator, Views
 from trainer.build import AggregatorMaker, aggregator_section
-from trainer.evaluation import chosen_distributions, results_of, scorer_of
+from trainer.evaluation import chosen_distributions, results_of, scorer_of, views_text
 from trainer.loaded_run import LoadedRun
 from trainer.logits import LogitsBuffer, network_logits, selected
 from trainer.results import Results
@@ -30,7 +30,7 @@ def adapt(
     stream: bool = False,
     stream_batch: int = STREAM_BATCH,
 ) -> Results:
-    """Adapt to each test distribution by its own unlabelled images, then evaluate on it.
+    """Adapt to each test distribution by its own unlabeled images, then evaluate on it.
 
     Args:
         run: from `load_run`.
@@ -57,7 +57,8 @@ def adapt(
             (name, aggregator.predict(selected(run.test_logits, distributions[name])))
             for name, aggregator in aggregators.items()
         )
-    results = results_of(run, protocol_of(kind, next(iter(aggregators.values())), stream, stream_batch))
+    on = views_text(run) if run.mild_views else "un-augmented images"
+    results = results_of(run, protocol_of(kind, next(iter(aggregators.values())), stream, stream_batch, on))
     if make_aggregator is None:
         results.config = {**results.config, "aggregator": aggregator_section(run.config)}
     for name, of_distribution in scores:
@@ -70,16 +71,16 @@ def adapt(
     return results
 
 
-def protocol_of(kind: str, aggregator: Aggregator, stream: bool, stream_batch: int) -> str:
-    """How the figures were made, in words."""
+def protocol_of(kind: str, aggregator: Aggregator, stream: bool, stream_batch: int, predicted: str) -> str:
+    """How the figures were made, in words; `predicted` says what predictions were made on."""
     learned = (
         f"from a stream of the test images in batches of {stream_batch}, each predicted right after learning from it"
         if stream
-        else "on each distribution's own unlabelled test images"
+        else "on each distribution's own unlabeled test images"
     )
     views = ", random views shared between distributions" if "views" in aggregator.needs else ""
     what = "Test-time training" if "views" in aggregator.needs else "Adaptation"
-    return f"{what} ({kind}): learned {learned}{views}; predictions on un-augmented images."
+    return f"{what} ({kind}): learned {learned}{views}; predictions on {predicted}."
 
 
 def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_batch: int) -> Aggregator:
@@ -127,7 +128,7 @@ def fit_all(
     views_of: ViewsOf,
     seed: int,
 ) -> None:
-    """Fit one aggregator a distribution, on that distribution's unlabelled images alone.
+    """Fit one aggregator a distribution, on that distribution's unlabeled images alone.
 
     Each distribution by itself is the published algorithm. They share the random views: in a pass every image that any
     unfinished distribution contains is augmented and passed through the network once, and each distribution picks the

@@ -27,7 +27,14 @@ FLAGS = {
     "--precision": (str, "trainer;precision", "fp32, bf16 or fp16"),
     "--n_gpu": (int, "n_gpu", "GPUs to use in one process"),
     "--seed": (int, "seed", "seed of everything random"),
+    "--averaged_views": (
+        int,
+        "averaged_views",
+        "average logits over image, mirror image, so many random crops; 0: off",
+    ),
 }
+TESTING_ONLY = ("averaged_views",)  # what flags of the scripts that test can set, and those of train.py cannot
+TESTING = ("seed", "n_gpu", *TESTING_ONLY)  # all that flags of the scripts that test can set
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def parse(
     if predicting:
         parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="images, at any depth")
     for flag, (kind, path, text) in FLAGS.items():
-        if training or path in ("seed", "n_gpu"):
+        if path not in TESTING_ONLY if training else path in TESTING:
             parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"{text} ({path})")
     args = vars(parser.parse_args(arguments))
     if not args["config"] and not args["checkpoint"]:

@@ -14,8 +14,8 @@ from trainer.results import DistributionResult, Results
 from utils.errors import UserError, unknown
 
 EQUAL_WEIGHTS = (
-    "Experts weighted equally (mean of their logits). One pass of the network over the un-augmented test "
-    "images; every distribution is a selection of them."
+    "Experts weighted equally (mean of their logits). One pass of the network over {}; "
+    "every distribution is a selection of them."
 )
 
 
@@ -71,6 +71,19 @@ def results_of(run: LoadedRun, protocol: str) -> Results:
     return Results(run.checkpoint, protocol, run.seed, torch.__version__, device_name(run.device), run.config.config)
 
 
+def equal_weights_protocol(run: LoadedRun) -> str:
+    """How the figures of equal weights were made, in words."""
+    return EQUAL_WEIGHTS.format(f"each of {views_text(run)}" if run.mild_views else "the un-augmented test images")
+
+
+def views_text(run: LoadedRun) -> str:
+    """Which views of the test images the logits are the mean of, in words."""
+    views = run.mild_views
+    mirrored = ", mirror image" if 1 in views else ""
+    crops = sum(number > 1 for number in views)
+    return f"{len(views)} averaged views of the test images (image{mirrored}, random crops: {crops})"
+
+
 def evaluate(run: LoadedRun, names: Sequence[str] | None = None) -> Results:
     """Evaluate a network on test distributions, its experts weighted equally.
 
@@ -82,14 +95,14 @@ def evaluate(run: LoadedRun, names: Sequence[str] | None = None) -> Results:
         UserError: the data have no test distribution of that name.
     """
     distributions = chosen_distributions(run, names)
-    scorer, results = scorer_of(run), results_of(run, EQUAL_WEIGHTS)
+    scorer, results = scorer_of(run), results_of(run, equal_weights_protocol(run))
     results.distributions = {name: scorer.score_equal_weights(d) for name, d in distributions.items()}
     return results
 
 
 def evaluate_test_set(run: LoadedRun) -> Results:
     """The same on the whole test set, which is named "uniform"; asks for no list of a distribution."""
-    scorer, results = scorer_of(run), results_of(run, EQUAL_WEIGHTS)
+    scorer, results = scorer_of(run), results_of(run, equal_weights_protocol(run))
     results.distributions = {"uniform": scorer.score_equal_weights(np.arange(len(run.targets)))}
     return results
 

@@ -65,6 +65,8 @@ def run_predict_folder(options: Options) -> dict:
         "aggregator": aggregator_section(run.config),
         "learning": learning,
     }
+    if run.mild_views:
+        record["averaged_views"] = run.config["averaged_views"]
     write_atomically(folder / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
     write_atomically(folder / "weights.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])

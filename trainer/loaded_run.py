@@ -16,7 +16,7 @@ from tade import Aggregator, class_prior
 from tade.priors import EPSILON
 from trainer.build import aggregator_maker, build_loader, build_loss, build_network
 from trainer.devices import choose_device, parallel
-from trainer.logits import expert_logits
+from trainer.logits import expert_logits, mean_logits
 from trainer.registry import log_without_effect, make_config
 from trainer.results import CheckpointRecord
 from utils.checkpoint import load_checkpoint, load_weights, sha256
@@ -27,7 +27,18 @@ from utils.reference_config import config_of
 from utils.seed import seed_everything
 
 #: Sections of a training config that count after training.
-SECTIONS = ("name", "n_gpu", "seed", "arch", "data_loader", "loss", "optimizer", "metrics", "aggregator")
+SECTIONS = (
+    "name",
+    "n_gpu",
+    "seed",
+    "arch",
+    "data_loader",
+    "loss",
+    "optimizer",
+    "metrics",
+    "aggregator",
+    "averaged_views",
+)
 
 
 @dataclass
@@ -63,9 +74,20 @@ class LoadedRun:
     def seed(self) -> int:
         return self.config.get("seed", 1)
 
+    @property
+    def mild_views(self) -> list[int]:
+        """The views whose logits are averaged, as the loader numbers them; empty where images are used as they are."""
+        crops = self.config.get("averaged_views", 0)
+        return self.loader.mild_view_numbers(crops) if crops else []
+
     @cached_property
     def test_logits(self) -> Tensor:
-        """Expert logits of all test images, un-augmented, in their order: [N, E, C], on the CPU."""
+        """Expert logits of all test images in their order, [N, E, C], on the CPU.
+
+        Of the un-augmented images, or with `averaged_views` in the config their mean over these views.
+        """
+        if views := self.mild_views:
+            return mean_logits(self.network, self.loader.mild_view_batches, views, self.device, "test images")
         return expert_logits(self.network, self.loader.test_batches(), self.device, "test images")
 
     @cached_property

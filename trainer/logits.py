@@ -1,4 +1,6 @@
-"""Expert logits of many images: one pass of the network, no gradient."""
+"""Expert logits of many images: one pass of the network, no gradient; or their mean over several views."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +30,35 @@ def selected(logits: Tensor, indices: np.ndarray) -> Tensor:
     if np.array_equal(indices, np.arange(len(logits))):
         return logits
     return logits[torch.as_tensor(indices)]
+
+
+def mean_logits(
+    network: nn.Module,
+    view_batches: Callable[[int], EvaluationBatches],
+    numbers: Sequence[int],
+    device: torch.device,
+    description: str,
+) -> Tensor:
+    """Mean of the expert logits over several views of the same images: [N, E, C], as `expert_logits` of one view.
+
+    A running mean, updated in place: however many views, there is one tensor of that size.
+
+    Args:
+        network: see `network_logits`.
+        view_batches: number of a view -> its batches.
+        numbers: of the views; each costs a pass of the network.
+        device: of the network.
+        description: of the progress bars.
+    """
+    titles = [f"{description}, view {k + 1} of {len(numbers)}" for k in range(len(numbers))]
+    mean = expert_logits(network, view_batches(numbers[0]), device, titles[0])
+    for k in range(1, len(numbers)):
+        batches, done = view_batches(numbers[k]), 0
+        for images, _ in progress(batches, titles[k], total=len(batches)):
+            logits = network_logits(network, images, device)
+            mean[done : done + len(logits)].lerp_(logits, 1 / (k + 1))
+            done += len(logits)
+    return mean
 
 
 class LogitsBuffer:

@@ -20,7 +20,7 @@ def predict(
     stream: bool = False,
     stream_batch: int = STREAM_BATCH,
 ) -> Predictions:
-    """Adapt to unlabelled images, and predict each of them.
+    """Adapt to unlabeled images, and predict each of them.
 
     Args:
         run: from `load_run`.

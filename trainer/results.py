@@ -128,7 +128,7 @@ class Results:
 
 @dataclass
 class Predictions:
-    """Predicted classes of unlabelled images.
+    """Predicted classes of unlabeled images.
 
     Args:
         names: of the images: paths, or numbers where they have none, [N].

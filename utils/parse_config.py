@@ -18,6 +18,7 @@ SIMPLE_KEYS = {
     "metrics": list[str],
     "weights": str | None,
     "freeze": list[str],
+    "averaged_views": int,
 }
 SECTION_KEYS = {"optimizer": {"share_lr": float}}  # beside "type" and "args"
 
@@ -26,7 +27,7 @@ class ConfigParser:
     """A checked configuration, which reads like a dict and builds what its sections name.
 
     Args:
-        config: the JSON object: `name`, `n_gpu`, `seed`, `metrics`, and sections. A section either is
+        config: the JSON object: `name`, `n_gpu`, `seed` and other SIMPLE_KEYS, and sections. A section either is
             `{"type": NAME, "args": {...}}` or (`trainer`) a plain set of arguments.
         components: section name -> {type name -> constructor}, or section name -> constructor for a plain section.
         supplied: section name -> argument names that the code supplies itself, so that configs need not.
@@ -97,8 +98,9 @@ class ConfigParser:
         for key, kind in SIMPLE_KEYS.items():
             if key in self.config and not fits(self.config[key], kind):
                 raise _wrong_type("config", key, self.config[key], kind)
-        if self.get("seed", 0) < 0:
-            raise UserError(f"seed must be at least 0, not {self['seed']}.")
+        for key in ("seed", "averaged_views"):
+            if self.get(key, 0) < 0:
+                raise UserError(f"{key} must be at least 0, not {self[key]}.")
         for section in self.components.keys() - {"metrics"}:
             if section in self.config:
                 constructor, given = self._resolve(section)
