@@ -17,7 +17,7 @@ $(VENV)/.ready: requirements.txt
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-demo: env  ## train on long-tailed digits, evaluate every test distribution, learn expert weights (2 minutes, no download)
+demo: env  ## train on long-tailed digits, evaluate every test distribution, learn expert weights (minutes, no download)
 	rm -rf $(RUN)
 	$(BIN)/python train.py -c configs/config_digits_tade.json --run_id demo
 	$(BIN)/python test_all_cifar.py -r $(RUN)/last.pth

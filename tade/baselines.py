@@ -139,8 +139,8 @@ class BBSEAggregator(LikelihoodAggregator):
 
     def predicted(self, logits: Tensor) -> Tensor:
         """Classes of the images: [N, E, C] -> [N]."""
-        rows = max(1, CHUNK // logits.shape[2])
-        return torch.cat([self.scores(part).argmax(dim=1) for part in torch.split(logits, rows)])
+        size = max(1, CHUNK // logits.shape[2])
+        return torch.cat([self.scores(part).argmax(dim=1) for part in torch.split(logits, size)])
 
     def fit(
         self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None

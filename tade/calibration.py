@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 22  # scores [rows, C] that are worked on at once: 32 MiB in float64
+CHUNK = 1 << 22  # scores [n, C] that are worked on at once: 32 MiB in float64
 NEWTON_STEPS = 50
 
 
@@ -130,8 +130,8 @@ def fit_calibration(
         value = -0.5 * ridge * float((theta - start).square().sum())
         gradient = -ridge * (theta - start)
         information = ridge * torch.eye(3, dtype=torch.float64)
-        rows = max(1, CHUNK // classes)
-        for u, y in zip(torch.split(scores, rows), torch.split(targets, rows), strict=True):
+        size = max(1, CHUNK // classes)
+        for u, y in zip(torch.split(scores, size), torch.split(targets, size), strict=True):
             u, y = u.double().cpu(), y.cpu()
             u = u - u.mean(dim=1, keepdim=True)
             log_p = (theta[0] * u + bias @ theta[1:] + label_log_prior).log_softmax(dim=1)

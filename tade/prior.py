@@ -1,4 +1,4 @@
-"""Estimating the test images' own class prior, instead of weighing experts against each other."""
+"""Estimating the test images' own class prior, instead of weighting experts against each other."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -72,8 +72,8 @@ class LikelihoodAggregator(Aggregator):
         The logits are taken in chunks, so that this is the only array of its size.
         """
         result = logits.new_empty(len(logits), logits.shape[2], dtype=torch.float32)
-        rows = max(1, CHUNK // max(1, logits.shape[2]))
-        for part, out in zip(torch.split(logits, rows), torch.split(result, rows), strict=True):
+        size = max(1, CHUNK // max(1, logits.shape[2]))
+        for part, out in zip(torch.split(logits, size), torch.split(result, size), strict=True):
             u = self.scores(part)
             torch.exp(u - u.amax(dim=1, keepdim=True), out=out)
         return result
@@ -180,9 +180,9 @@ class PriorAggregator(LikelihoodAggregator):
     both parts, beside what was kept.
 
     Cost: `fit` makes one float32 array [N, C], multiplies it by [C, GRID] once, and reads it twice for each LBFGS
-    evaluation (at most DEVIATION_STEPS iterations; 20 to 60 are usual). 24,426 images of 8142 classes: 0.8 GiB beside
-    the logits and about 20 s on one core of a CPU. An `update` refits the class-wise part on the buffer: 0.02 s for 64
-    images of 100 classes, 0.5 s of 8142.
+    evaluation (at most DEVIATION_STEPS iterations; 20 to 60 are usual). 24,426 images of 8142 classes: 1.4 GiB beside
+    the logits and 12 to 20 s on one core of a CPU. An `update` refits the class-wise part on the buffer: 0.5 s for 64
+    images of 8142 classes (`benchmarks/prior_cost.py`).
 
     Args:
         expert_log_priors, log_prior, calibration: see LikelihoodAggregator. E is 1 or more, C is 2 or more.
@@ -274,8 +274,8 @@ class PriorAggregator(LikelihoodAggregator):
         self.sum_of_weights = decay * self.sum_of_weights + float(weights.sum())
         self.sum_of_squares = decay**2 * self.sum_of_squares + float(weights.square().sum())
         priors = (self.grid[:, None] * self.unit * self.z).softmax(dim=1).T.to(likelihoods)  # q_s, [C, GRID]
-        rows = max(1, CHUNK // likelihoods.shape[1])
-        for part, w in zip(torch.split(likelihoods, rows), torch.split(weights, rows), strict=True):
+        size = max(1, CHUNK // likelihoods.shape[1])
+        for part, w in zip(torch.split(likelihoods, size), torch.split(weights, size), strict=True):
             evidence = torch.log((part @ priors).double()).cpu()  # log sum_c q_s(c) p(x_n|c), [n, GRID]
             self.log_likelihood += w @ evidence
             self.predicted.index_add_(0, part.argmax(dim=1).cpu(), w)
