@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 from comparison import run as comparison
-from comparison.plan import plan_runs, quick_changes, scaled_schedule
+from comparison.plan import Run, plan_runs, quick_changes, scaled_schedule
 from comparison.tables import accuracy_table, mean_and_deviation
 from trainer.registry import make_config
 from utils.checkpoint import save_checkpoint
@@ -83,22 +83,35 @@ def test_report_table_and_plots(finished):
         assert (output / f"digits_{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_done_is_not_done_again(finished):
+def test_what_is_done_is_not_done_again(finished, monkeypatch, capfd):
     output, first = finished
+    monkeypatch.chdir(ROOT)
     checkpoint = output / "Digits_LT_TADE" / "seed1" / "last.pth"
     before = checkpoint.stat().st_mtime_ns
-    text = run(output, "--methods", "softmax", "tade")
+    assert comparison.main("", [*OPTIONS, "-o", str(output), "--methods", "softmax", "tade"]) == 0
+    text = capfd.readouterr().out
     assert checkpoint.stat().st_mtime_ns == before
     assert "training" not in text.split("# Comparison")[0] and "test_all of" not in text
     assert text.split("## digits, last epoch")[1] == first.split("## digits, last epoch")[1]
 
 
-def test_other_options_do_not_mix_with_a_run(finished):
+def planned(output: Path, *assignments: str) -> Run:
+    """The TADE run of `finished`, in this process."""
+    given = [value for flag, value in zip(OPTIONS, OPTIONS[1:], strict=False) if flag == "--set"]
+    return plan_runs(["digits"], ["tade"], [1], output, epochs=2, assignments=[*given, *assignments], device="cpu")[0]
+
+
+def test_a_finished_run_is_left_alone_and_other_options_do_not_mix_with_it(finished, monkeypatch):
     output, _ = finished
-    process = start(output, "--methods", "tade", "--set", "optimizer;args;lr=0.01")
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "holds a run with other options (optimizer;args;lr 0.05, now 0.01): choose another --output" in text
+    monkeypatch.chdir(ROOT)
+    results = output / "Digits_LT_TADE" / "seed1" / "results" / "last" / "test_train" / "results.json"
+    before = results.stat().st_mtime_ns
+    threads = torch.get_num_threads()
+    comparison.finish(planned(output), threads)
+    assert results.stat().st_mtime_ns == before
+    message = r"holds a run with other options \(optimizer;args;lr 0.05, now 0.01\): choose another --output"
+    with pytest.raises(UserError, match=message):
+        comparison.finish(planned(output, "optimizer;args;lr=0.01"), threads)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in Linux's /proc")
