@@ -106,7 +106,7 @@ class LikelihoodAggregator(Aggregator):
         return self.log_test_prior.softmax(dim=0)
 
     def report(self) -> dict[str, Any]:
-        """ "prior" [C] and "note" of Aggregator, and "calibration": [a, b1, b2]."""
+        """The keys "prior" [C] and "note" of Aggregator, and "calibration": [a, b1, b2]."""
         return {"prior": self.prior.tolist(), "calibration": self.calibration.numbers, "note": self.note}
 
 

@@ -46,7 +46,6 @@ def adapt(
     distributions = chosen_distributions(run, names)
     chosen = make_aggregator or run.make_aggregator
     aggregators = {name: new_aggregator(run, chosen, stream, stream_batch) for name in distributions}
-    kind = type(next(iter(aggregators.values()))).__name__
     scorer = scorer_of(run)
     views_of = view_source(run)
     if stream:
@@ -58,7 +57,7 @@ def adapt(
             for name, aggregator in aggregators.items()
         )
     on = views_text(run) if run.mild_views else "un-augmented images"
-    results = results_of(run, protocol_of(kind, next(iter(aggregators.values())), stream, stream_batch, on))
+    results = results_of(run, protocol_of(next(iter(aggregators.values())), stream, stream_batch, on))
     if make_aggregator is None:
         results.config = {**results.config, "aggregator": aggregator_section(run.config)}
     for name, of_distribution in scores:
@@ -71,7 +70,7 @@ def adapt(
     return results
 
 
-def protocol_of(kind: str, aggregator: Aggregator, stream: bool, stream_batch: int, predicted: str) -> str:
+def protocol_of(aggregator: Aggregator, stream: bool, stream_batch: int, predicted: str) -> str:
     """How the figures were made, in words; `predicted` says what predictions were made on."""
     learned = (
         f"from a stream of the test images in batches of {stream_batch}, each predicted right after learning from it"
@@ -80,7 +79,7 @@ def protocol_of(kind: str, aggregator: Aggregator, stream: bool, stream_batch: i
     )
     views = ", random views shared between distributions" if "views" in aggregator.needs else ""
     what = "Test-time training" if "views" in aggregator.needs else "Adaptation"
-    return f"{what} ({kind}): learned {learned}{views}; predictions on {predicted}."
+    return f"{what} ({type(aggregator).__name__}): learned {learned}{views}; predictions on {predicted}."
 
 
 def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_batch: int) -> Aggregator:
