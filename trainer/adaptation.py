@@ -46,8 +46,8 @@ def adapt(
     distributions = chosen_distributions(run, names)
     chosen = make_aggregator or run.make_aggregator
     aggregators = {name: new_aggregator(run, chosen, stream, stream_batch) for name in distributions}
+    views_of = view_source(run, next(iter(aggregators.values())))
     scorer = scorer_of(run)
-    views_of = view_source(run)
     if stream:
         scores = follow_streams(aggregators, run.test_logits, distributions, views_of, run.seed, stream_batch)
     else:
@@ -99,8 +99,14 @@ def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_b
     return aggregator
 
 
-def view_source(run: LoadedRun) -> ViewsOf:
-    """Where a run's views come from: two passes of the network for each pass of an aggregator."""
+def view_source(run: LoadedRun, aggregator: Aggregator) -> ViewsOf:
+    """Where the views that an aggregator needs come from: two passes of the network for each pass of the aggregator.
+
+    To be called before the run's `test_logits` are made: crops may then be shared with their averaged views.
+    """
+    if "crops" in aggregator.needs:
+        crops = run.crop_views
+        return lambda indices, pass_number: views_of_some(crops, indices)
 
     def views_of(indices: np.ndarray, pass_number: int) -> Views:
         return two_view_logits(run.network, run.loader, indices, pass_number, run.device)
@@ -142,7 +148,7 @@ def fit_all(
     """
     pass_number, active = 0, list(aggregators)
     while active:
-        needing = [name for name in active if "views" in aggregators[name].needs]
+        needing = [name for name in active if aggregators[name].needs]
         indices = np.unique(np.concatenate([distributions[name] for name in needing])) if needing else None
         views = views_of(indices, pass_number) if needing else None
         for name in active:
@@ -175,7 +181,7 @@ def follow_streams(
     Yields:
         Name of a distribution and the log probabilities of its images, [M, C], in the order of its indices.
     """
-    needing = [name for name in aggregators if "views" in aggregators[name].needs]
+    needing = [name for name in aggregators if aggregators[name].needs]
     indices = np.unique(np.concatenate([distributions[name] for name in needing])) if needing else None
     views = views_of(indices, 0) if needing else None
     for name, aggregator in aggregators.items():

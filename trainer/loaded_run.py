@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from base.base_data_loader import BaseDataLoader
 from model.inference import inference_copy
 from model.loss import CrossEntropyLoss, DiverseExpertLoss
-from tade import Aggregator, class_prior
+from tade import Aggregator, Views, class_prior
 from tade.priors import EPSILON
 from trainer.build import aggregator_maker, build_loader, build_loss, build_network
 from trainer.devices import choose_device, parallel
@@ -25,6 +25,8 @@ from utils.logger import get_logger
 from utils.parse_config import ConfigParser, merge
 from utils.reference_config import config_of
 from utils.seed import seed_everything
+
+CROPS = (2, 3)  # two views that are random crops, as BaseDataLoader.mild_view_batches numbers them
 
 #: Sections of a training config that count after training.
 SECTIONS = (
@@ -86,8 +88,28 @@ class LoadedRun:
 
         Of the un-augmented images, or with `averaged_views` in the config their mean over these views.
         """
+        return self._logits()
+
+    @cached_property
+    def crop_views(self) -> Views:
+        """Expert logits of two random crops of all test images, mirrored half of the time: two of [N, E, C].
+
+        Where `averaged_views` has two crops at least these are the first two of them, and if it comes before
+        `test_logits`, no further pass of the network is paid.
+        """
+        crops: dict[int, Tensor] = dict.fromkeys(CROPS)
+        if set(CROPS) <= set(self.mild_views):
+            self.__dict__["test_logits"] = self._logits(crops)
+        else:
+            for number in CROPS:
+                crops[number] = expert_logits(
+                    self.network, self.loader.mild_view_batches(number), self.device, f"crop {number - 1} of test images"
+                )
+        return crops[CROPS[0]], crops[CROPS[1]]
+
+    def _logits(self, keep: dict[int, Tensor] | None = None) -> Tensor:
         if views := self.mild_views:
-            return mean_logits(self.network, self.loader.mild_view_batches, views, self.device, "test images")
+            return mean_logits(self.network, self.loader.mild_view_batches, views, self.device, "test images", keep)
         return expert_logits(self.network, self.loader.test_batches(), self.device, "test images")
 
     @cached_property

@@ -38,6 +38,7 @@ def mean_logits(
     numbers: Sequence[int],
     device: torch.device,
     description: str,
+    keep: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Mean of the expert logits over several views of the same images: [N, E, C], as `expert_logits` of one view.
 
@@ -49,10 +50,18 @@ def mean_logits(
         numbers: of the views; each costs a pass of the network.
         device: of the network.
         description: of the progress bars.
+        keep: views whose own logits are wanted, too: filled by number, for its keys.
     """
+    keep = {} if keep is None else keep
     titles = [f"{description}, view {k + 1} of {len(numbers)}" for k in range(len(numbers))]
     mean = expert_logits(network, view_batches(numbers[0]), device, titles[0])
+    if numbers[0] in keep:
+        keep[numbers[0]] = mean.clone()
     for k in range(1, len(numbers)):
+        if numbers[k] in keep:
+            keep[numbers[k]] = expert_logits(network, view_batches(numbers[k]), device, titles[k])
+            mean.lerp_(keep[numbers[k]], 1 / (k + 1))
+            continue
         batches, done = view_batches(numbers[k]), 0
         for images, _ in progress(batches, titles[k], total=len(batches)):
             logits = network_logits(network, images, device)

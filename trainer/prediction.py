@@ -39,7 +39,7 @@ def predict(
     if aggregator is None:
         log_probabilities = torch.log_softmax(run.test_logits.mean(dim=1), dim=1)
     else:
-        everything, views_of = {"images": np.arange(count)}, view_source(run)
+        everything, views_of = {"images": np.arange(count)}, view_source(run, aggregator)
         job = {"images": aggregator}, run.test_logits, everything, views_of, run.seed
         if stream:
             ((_, log_probabilities),) = follow_streams(*job, stream_batch)
