@@ -26,8 +26,7 @@ class Aggregator(ABC):
         ValueError: the shapes do not fit each other, or a value is not finite.
     """
 
-    #: What `fit` and `update` want beside logits: "views" for pairs of random views of the images as the paper's, which
-    #: change colors and hide much; "crops" for pairs of random crops, mirrored or not. At most one of them.
+    #: What `fit` and `update` want beside logits: "views" for two random views of the images.
     needs: frozenset[str] = frozenset()
 
     def __init__(self, expert_log_priors: Tensor, log_prior: Tensor):
@@ -59,7 +58,7 @@ class Aggregator(ABC):
 
         Args:
             logits: expert logits of the images, [N, E, C].
-            views: where `needs` is not empty: pairs of views of the same images in the same order, one pair for each
+            views: where `needs` has "views": pairs of views of the same images in the same order, one pair for each
                 pass over them, new random views every time. No more are taken than are of use, so that a generator
                 computes no views in vain.
             generator: for whatever is random, on the CPU.
@@ -73,7 +72,7 @@ class Aggregator(ABC):
 
         Args:
             logits: expert logits of the batch, [B, E, C].
-            views: where `needs` is not empty: two random views of the batch.
+            views: where `needs` has "views": two random views of the batch.
 
         Raises:
             NotImplementedError: this aggregator needs a whole test set.

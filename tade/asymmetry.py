@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILT = 2.0  # how far predictions are tilted, in units of log pi
+TILT = 1.5  # how far predictions are tilted, in units of log pi
 
 
 def stability_asymmetry(view1: Tensor, view2: Tensor, log_prior: Tensor, tilt: float = TILT) -> Tensor:

@@ -15,6 +15,7 @@ from tade.priors import EPSILON
 GRID = 121  # values of the skew s at which the likelihood is kept
 LARGEST_ERROR = 1.0  # a standard error of s beyond which nothing is known of it
 DEVIATION_STEPS = 200
+LARGEST_CARRIED = 0.6  # power of pi that an ensemble's logits may carry if the bias is to be found from stability
 SAME = 1e-6  # standard deviation of log pi below which all classes are equally frequent
 
 
@@ -168,8 +169,10 @@ class PriorAggregator(LikelihoodAggregator):
        2.2, whose q is free; here one number). s maximizes it within -`bound`..`bound`: L is taken at GRID values of s,
        the best is refined by the parabola through it and its neighbors.
     2. Bias. A long-trained network has overfitted its rare classes and under-scores them on new images: u is off by
-       -beta log pi. A calibration takes that away. Without one, and with two crops of the images, beta is found from
-       the stability of predictions (`tade.asymmetry.find_bias`), and u + beta log pi takes the place of u in step 1.
+       -beta log pi. A calibration takes that away. Without one, and with two random views of the images, beta is found
+       from the stability of predictions (`tade.asymmetry.find_bias`), and u + beta log pi takes the place of u in step
+       1. Not where the experts' mean carries more than log pi to the power of LARGEST_CARRIED: on a plain network
+       (Softmax) the gauge is off by far.
     3. Class by class. log q = slope * z + e with e ~ N(0, 1) for each class and z the standardized log pi, by maximum a
        posteriori: L - |e|^2 / 2 is maximized by LBFGS. Then r is e without its mean and its regression on z, and is
        believed as far as its variance is more than the class-wise miscalibration's: kappa = max(0, 1 - `class_noise`^2
@@ -195,8 +198,8 @@ class PriorAggregator(LikelihoodAggregator):
 
     Args:
         expert_log_priors, log_prior, calibration: see LikelihoodAggregator. E is 1 or more, C is 2 or more.
-        debias: whether to do step 2, where no calibration is given. Crops are asked for then; `fit` and `update`
-            without views leave it out.
+        debias: whether to do step 2, where no calibration is given. Views are asked for then; `fit` and `update`
+            without them leave it out.
         bias_scale: standard deviation of the prior of beta, for one standard deviation of log pi, in natural-log units.
         classwise: whether to do step 3.
         class_noise: standard deviation over the classes of how much a class's scores are off, in natural-log units. On
@@ -240,9 +243,11 @@ class PriorAggregator(LikelihoodAggregator):
         centered = log_prior.double().cpu() - log_prior.double().cpu().mean()
         self.unit = float(centered.square().mean().sqrt())  # log pi = unit * z + constant
         self.log_normalizers = torch.logsumexp(self.grid[:, None] * centered, dim=1)  # of q_s, at every s
-        if debias and calibration is None and self.unit > SAME:
-            self.needs = frozenset({"crops"})
         super().__init__(expert_log_priors, log_prior, calibration)
+        # The carried priors' mean as a power of pi: 0 for RIDE, about -1/3 for TADE, 1 for a plain network.
+        carried = float(self.z @ expert_log_priors.double().cpu().mean(dim=0)) / len(log_prior) / max(self.unit, SAME)
+        if debias and calibration is None and self.unit > SAME and abs(carried) < LARGEST_CARRIED:
+            self.needs = frozenset({"views"})
 
     def reset(self) -> None:
         super().reset()

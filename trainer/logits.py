@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import EvaluationBatches
+from utils.errors import UserError
 from utils.logger import progress
+
+CHECKED = 256  # images that are checked at once
 
 
 @torch.inference_mode()
@@ -25,6 +28,21 @@ def expert_logits(network: nn.Module, batches: EvaluationBatches, device: torch.
     return buffer.filled()
 
 
+def check_finite(logits: Tensor, description: str) -> Tensor:
+    """The same logits [N, E, C], if all are finite.
+
+    Raises:
+        UserError: some are not; says of how many images.
+    """
+    broken = sum(int((~torch.isfinite(part)).flatten(1).any(dim=1).sum()) for part in torch.split(logits, CHECKED))
+    if broken:
+        raise UserError(
+            f"The network's logits are not finite for {broken} of {len(logits)} images ({description}): its weights "
+            "are damaged or it diverged in training; use another checkpoint."
+        )
+    return logits
+
+
 def selected(logits: Tensor, indices: np.ndarray) -> Tensor:
     """The logits of some images, [N, E, C] and indices [M] -> [M, E, C]; not copied where they are all, in order."""
     if np.array_equal(indices, np.arange(len(logits))):
@@ -38,7 +56,6 @@ def mean_logits(
     numbers: Sequence[int],
     device: torch.device,
     description: str,
-    keep: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """Mean of the expert logits over several views of the same images: [N, E, C], as `expert_logits` of one view.
 
@@ -50,18 +67,10 @@ def mean_logits(
         numbers: of the views; each costs a pass of the network.
         device: of the network.
         description: of the progress bars.
-        keep: views whose own logits are wanted, too: filled by number, for its keys.
     """
-    keep = {} if keep is None else keep
     titles = [f"{description}, view {k + 1} of {len(numbers)}" for k in range(len(numbers))]
     mean = expert_logits(network, view_batches(numbers[0]), device, titles[0])
-    if numbers[0] in keep:
-        keep[numbers[0]] = mean.clone()
     for k in range(1, len(numbers)):
-        if numbers[k] in keep:
-            keep[numbers[k]] = expert_logits(network, view_batches(numbers[k]), device, titles[k])
-            mean.lerp_(keep[numbers[k]], 1 / (k + 1))
-            continue
         batches, done = view_batches(numbers[k]), 0
         for images, _ in progress(batches, titles[k], total=len(batches)):
             logits = network_logits(network, images, device)
