@@ -1,6 +1,6 @@
 """Peak memory of training, evaluation and test-time training, config by config, each job in a process of its own.
 
-  python benchmarks/memory.py [--configs digits_tade ...] [--large] [--steps 3] [--output FILE.json]
+  python benchmarks/memory.py [--configs digits_tade ...] [--large] [--steps 3] [--jobs 1] [--output FILE.json]
 
 A job is `trainer.train`, `evaluate` or `adapt` as the scripts call them, at the config's batch size and image size, cut
 short where memory has stopped growing: `--steps` training steps instead of an epoch (validation and checkpoint
@@ -8,8 +8,8 @@ included), one pass of test-time training. CIFAR-100 is that of --data_dir, or r
 are made up over a few JPEG files. Data are loaded in the same process ("num_workers": 0). Peak: the largest resident
 memory of the process, from Linux's /proc.
 
---large takes the networks for large images, one step of four and one of eight images: what a step of more images
-takes is extrapolated from these two (validation is left out).
+--large takes the networks for large images, one step of 8 and one of 16 images, without validation and checkpoint; what
+a step of the config's batch takes is extrapolated from these two.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ SMALL = (
     "custom_example",
 )
 LARGE = ("imagenet_lt_resnext50_tade", "iNaturalist_resnet50_tade", "places_lt_resnet152_tade")
-LARGE_BATCHES = (4, 8)
+LARGE_BATCHES = (8, 16)
 
 
 def peak() -> float:
@@ -94,6 +95,7 @@ def job(name: str, which: str, folder: Path, data_dir: Path, steps: int, batch_s
     loader.__iter__ = lambda self: itertools.islice(whole_epoch(self), steps)
     if batch_size:
         Trainer.validate = lambda self, epoch: {}
+        Trainer._save = lambda self, epoch, improved: None  # takes as much as a few images, and would hide them
     if which == "train":
         train(config, device="cpu", run_id="run")
     else:
@@ -135,7 +137,7 @@ def measure_large(name: str, args: argparse.Namespace) -> dict:
     row = {"config": name, "batches": LARGE_BATCHES, "train": peaks, "gib_an_image": an_image, "batch_size": batch}
     row["extrapolated"] = peaks[1] + (batch - LARGE_BATCHES[1]) * an_image
     print(
-        f"{name:<28}  train {peaks[0]:.2f} GiB with 4 images, {peaks[1]:.2f} GiB with 8, so {an_image:.2f} GiB an "
+        f"{name:<28}  train {peaks[0]:.2f} GiB with 8 images, {peaks[1]:.2f} GiB with 16, so {an_image:.2f} GiB an "
         f"image and {row['extrapolated']:.0f} GiB with {batch}",
         flush=True,
     )
@@ -146,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", metavar="NAME", help="configs/config_NAME.json; default: all of a kind")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="configs at a time")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--data_dir", type=Path, default=Path("data/CIFAR100"))
     parser.add_argument("--output", type=Path)
@@ -159,7 +162,9 @@ def main() -> None:
     if args.large:
         args.steps = 1
     measured = measure_large if args.large else measure_small
-    rows = [measured(name, args) for name in args.configs or (LARGE if args.large else SMALL)]
+    with ThreadPoolExecutor(args.jobs) as executor:
+        names = args.configs or (LARGE if args.large else SMALL)
+        rows = list(executor.map(lambda name: measured(name, args), names))
     if args.output:
         write_record(args.output, torch.device("cpu"), {"steps": args.steps, "peaks_gib": rows})
 

@@ -7,7 +7,8 @@ Both sides train TADE's ResNet-32 for CIFAR100-LT (three experts, batches of 128
 SGD(foreach=False). Here: `Trainer.train_step` on the batches of `Trainer.train_epoch`, in fp32, and with torch.compile;
 in bf16 where the CPU has AMX, or with --bf16. Every side is a process of its own with the same number of threads; they
 take a step in turn, so that other load on the machine meets all of them; the process that does not work sleeps.
-Ratios are medians over the rounds of plain seconds / seconds here, by the clock and by CPU time.
+Ratios are medians over the rounds of plain seconds / seconds here. Everything is given by the clock and by CPU
+time (of all threads), which other load on the machine hardly touches.
 
 "Share of the matrix rate" is the step's arithmetic (three times the forward pass's convolutions and classifiers, two
 operations a multiply-add) over what a large matrix product of the same precision does on the same threads in the run.
@@ -46,6 +47,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "config_cifar100_ir10
 CPU = torch.device("cpu")
 BATCHES = 8  # different ones that the steps go round
 MATRIX = 2048
+WAYS = ("clock", "CPU time")  # how long something takes; CPU time is that of all threads
 
 
 @dataclass
@@ -92,13 +94,18 @@ def plain_step(trainer: Trainer, images: torch.Tensor, target: torch.Tensor) -> 
     trainer.optimizer.step()
 
 
-def matrix_rate(precision: str) -> float:
-    """Operations a second of a product of two large matrices."""
+def seconds(function, *arguments) -> tuple[float, float]:
+    """How long a call takes: by the clock, and in CPU time of this process."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    function(*arguments)
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def multiply(precision: str) -> tuple[float, float]:
+    """Seconds of a product of two large matrices, by the clock and in CPU time."""
     a, b = (torch.randn(MATRIX, MATRIX, dtype=AUTOCAST.get(precision, torch.float32)) for _ in range(2))
-    a @ b
-    start = time.perf_counter()
-    a @ b
-    return 2 * MATRIX**3 / (time.perf_counter() - start)
+    torch.mm(a, b)
+    return seconds(torch.mm, a, b)
 
 
 def profile_steps(trainer: Trainer, batches: list) -> list[dict]:
@@ -128,21 +135,16 @@ def work(connection: Connection, side: Side, threads: int, data_dir: Path) -> No
             nonlocal done
             images, target = batches[done % BATCHES]
             done += 1
-            clock, cpu = time.perf_counter(), time.process_time()
-            if side.plain:
-                plain_step(trainer, images, target)
-            else:
-                trainer.train_step(images, target)
-            return time.perf_counter() - clock, time.process_time() - cpu
+            return seconds(plain_step if side.plain else Trainer.train_step, trainer, images, target)
 
         connection.send(step())
         while (task := connection.recv()) != "end":
             if task == "step":
                 connection.send(step())
             elif task == "matrix":
-                connection.send(matrix_rate(side.precision))
+                connection.send(multiply(side.precision))
             elif task == "epoch":
-                connection.send(trainer.train_epoch(1)["images_per_second"])
+                connection.send(seconds(trainer.train_epoch, 1))
             else:
                 connection.send(profile_steps(trainer, batches))
 
@@ -175,48 +177,41 @@ def time_sides(sides: list[Side], threads: int, rounds: int, data_dir: Path, cos
     for worker in workers.values():  # the second step of a process is still slower
         worker.ask("step")
     times: dict[str, list] = {name: [] for name in workers}
-    rates: dict[str, list] = {name: [] for name in workers}
+    products: dict[str, list] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
             times[name].append(worker.ask("step"))
         for name, worker in workers.items():
-            rates[name].append(worker.ask("matrix"))
+            products[name].append(worker.ask("matrix"))
     rows = []
     batch = read_json(CONFIG)["data_loader"]["args"]["batch_size"]
     for side in sides:
-        clock, cpu = (statistics.median(column) for column in zip(*times[side.name], strict=True))
-        ratios = [
-            statistics.median(p[i] / o[i] for p, o in zip(times["plain"], times[side.name], strict=True))
-            for i in range(2)
-        ]
-        rate = statistics.median(rates[side.name])
-        row = {
-            **asdict(side),
-            "threads": threads,
-            "step_seconds": clock,
-            "step_cpu_seconds": cpu,
-            "images_per_second": batch / clock,
-            "ratio": ratios[0],
-            "ratio_cpu_time": ratios[1],
-            "matrix_gflops": rate / 1e9,
-            "share_of_matrix_rate": cost * batch / clock / rate,
-        }
+        row = {**asdict(side), "threads": threads}
+        for i, way in enumerate(WAYS):
+            step = statistics.median(taken[i] for taken in times[side.name])
+            rate = 2 * MATRIX**3 / statistics.median(taken[i] for taken in products[side.name])
+            row[way] = {
+                "step_seconds": step,
+                "images_per_second": batch / step,
+                "ratio": statistics.median(p[i] / o[i] for p, o in zip(times["plain"], times[side.name], strict=True)),
+                "matrix_gflops": rate / 1e9,
+                "share_of_matrix_rate": cost * batch / step / rate,
+            }
+            print(
+                f"{side.name:<14} {threads} thread(s) {way:<9} {step:6.3f} s a step  {batch / step:6.1f} images/s  "
+                f"{row[way]['ratio']:5.2f} times plain  {row[way]['share_of_matrix_rate']:4.0%} of "
+                f"{rate / 1e9:.0f} GFLOP/s",
+                flush=True,
+            )
         if side.compile:
             again = Worker(side, threads, data_dir)
             again.end()
-            row["compile_seconds"] = workers[side.name].first[0] - clock
-            row["compile_seconds_cached"] = again.first[0] - clock
-        print(
-            f"{side.name:<14} {threads} thread(s)  {clock:6.3f} s a step  {batch / clock:6.1f} images/s  "
-            f"{ratios[0]:5.2f} times plain ({ratios[1]:.2f} by CPU time)  {row['share_of_matrix_rate']:4.0%} of "
-            f"{rate / 1e9:.0f} GFLOP/s"
-            + (
-                f"  compiling {row['compile_seconds']:.0f} s, cached {row['compile_seconds_cached']:.0f} s"
-                if side.compile
-                else ""
-            ),
-            flush=True,
-        )
+            usual = row["clock"]["step_seconds"]
+            row["compile_seconds"] = workers[side.name].first[0] - usual
+            row["compile_seconds_cached"] = again.first[0] - usual
+            print(
+                f"  compiling {row['compile_seconds']:.0f} s, cached {row['compile_seconds_cached']:.0f} s", flush=True
+            )
         rows.append(row)
     return rows, workers
 
@@ -241,14 +236,21 @@ def main() -> None:
             sides.append(Side(f"{precision} compiled", precision=precision, compile=True))
     network = build_network(make_config(read_json(CONFIG)), 100, CPU)
     macs = count_macs(network, 32).loc["total", ["convolutions", "cosine classifier"]].sum()
+    arguments = read_json(CONFIG)["data_loader"]["args"]
+    counts = RandomCIFAR100(**arguments).cls_num_list
     load = os.getloadavg()
     rows, epochs, profiles = [], {}, {}
     for threads in args.threads:
         found, workers = time_sides(sides, threads, args.rounds, args.data_dir, cost=3 * 2 * float(macs))
         rows += found
         if args.epoch:
-            epochs[threads] = workers["fp32"].ask("epoch")
-            print(f"whole epoch in fp32, {threads} thread(s): {epochs[threads]:.1f} images/s", flush=True)
+            taken = dict(zip(WAYS, workers["fp32"].ask("epoch"), strict=True))
+            epochs[threads] = {way: sum(counts) / spent for way, spent in taken.items()}
+            print(
+                f"whole epoch in fp32, {threads} thread(s): "
+                + ", ".join(f"{rate:.1f} images/s by {way}" for way, rate in epochs[threads].items()),
+                flush=True,
+            )
         if args.profile:
             profiles[threads] = workers["fp32"].ask("profile")
             print(f"fp32, {threads} thread(s), share of own CPU time in a step, calls:")
