@@ -24,7 +24,11 @@ FLAGS = {
     "--imb_factor": (float, "data_loader;args;imb_factor", "inverse of the imbalance ratio, in (0, 1]"),
     "--save_period": (int, "trainer;save_period", "epochs between checkpoints that are kept"),
     "--save_dir": (str, "trainer;save_dir", "folder of all runs"),
-    "--precision": (str, "trainer;precision", "fp32, bf16 or fp16"),
+    "--precision": (
+        str,
+        "trainer;precision",
+        "auto (bf16 where the processor is made for it), fp32, bf16 or fp16",
+    ),
     "--n_gpu": (int, "n_gpu", "GPUs to use in one process"),
     "--seed": (int, "seed", "seed of everything random"),
     "--averaged_views": (
