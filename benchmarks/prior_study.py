@@ -129,8 +129,9 @@ def gather(path: Path, overrides: Mapping[str, object]) -> Logits:
 
 
 class AsymmetryAggregator(PriorAggregator):
-    """SPEC of an alternative: the skew is the mean asymmetry of stability over a scale that was set by hand."""
+    """An alternative: the skew is the mean asymmetry of stability over a scale that was set by hand."""
 
+    needs = frozenset({"views"})
     SCALE = 0.055  # of the asymmetry for one unit of skew, on CIFAR100-LT
 
     def fit(self, logits, views=None, generator=None):
