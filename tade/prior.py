@@ -15,6 +15,7 @@ from tade.priors import EPSILON
 GRID = 121  # values of the skew s at which the likelihood is kept
 LARGEST_ERROR = 1.0  # a standard error of s beyond which nothing is known of it
 DEVIATION_STEPS = 200
+LARGEST_DRIFT = -0.05  # correlation of class-wise deviations with the drift of a random view, from which they are noise
 LARGEST_CARRIED = 0.6  # power of pi that an ensemble's logits may carry if the bias is to be found from stability
 SAME = 1e-6  # standard deviation of log pi below which all classes are equally frequent
 
@@ -178,7 +179,8 @@ class PriorAggregator(LikelihoodAggregator):
        believed as far as its variance is more than the class-wise miscalibration's: kappa = max(0, 1 - `class_noise`^2
        / var(r)) (the shrinkage of James and Stein). The answer is
        log q = (1 - kappa) * s log pi + kappa * (slope z + r). With few images e stays near 0 and kappa is 0. With two
-       classes r is always 0.
+       classes r is always 0. Where there are views, r has to pass a test (`_drifts_back`): the scores of briefly
+       trained networks are off by more than `class_noise`.
 
     The standard error of s is that of sampling images, 1 / sqrt(-L''(s)), and with step 2 that of beta beside it.
     Without a calibration and without views, s carries the bias of the scores, of which its error knows nothing.
@@ -188,8 +190,8 @@ class PriorAggregator(LikelihoodAggregator):
     the likelihood still rises at the bound of s, s is taken as 0, and the class-wise part is kept.
 
     What is kept between calls: L at GRID values of s, the predicted images of each class [C], and of the latest
-    `buffer` images their likelihoods [buffer, C] in float32 for step 3, and [buffer, GRID] for step 2. A `fit` uses all
-    images it is given, beside what was kept.
+    `buffer` images [buffer, GRID] for step 2 and their likelihoods [buffer, C] in float32 for step 3, twice with views.
+    A `fit` uses all images it is given, beside what was kept.
 
     Cost: `fit` makes one float32 array [N, C], multiplies it by [C, GRID] once, and reads it twice for each LBFGS
     evaluation (at most DEVIATION_STEPS iterations; 20 to 60 are usual). 24,426 images of 8142 classes: 1.4 GiB beside
@@ -198,12 +200,12 @@ class PriorAggregator(LikelihoodAggregator):
 
     Args:
         expert_log_priors, log_prior, calibration: see LikelihoodAggregator. E is 1 or more, C is 2 or more.
-        debias: whether to do step 2, where no calibration is given. Views are asked for then; `fit` and `update`
-            without them leave it out.
+        debias: whether to do step 2, where no calibration is given. It takes views, as the test of step 3 does: they
+            are asked for (`needs`), and `fit` and `update` without them leave both out.
         bias_scale: standard deviation of the prior of beta, for one standard deviation of log pi, in natural-log units.
         classwise: whether to do step 3.
         class_noise: standard deviation over the classes of how much a class's scores are off, in natural-log units. On
-            CIFAR100-LT, where the test prior follows pi, r alone has one of 0.65 to 0.9; on free shifts 0.8 to 1.5.
+            CIFAR100-LT, where the test prior follows pi, r alone has one of 0.6 to 1.2; on free shifts 0.8 to 1.5.
         bound: largest |s|.
         forgetting: what an image counts for relative to the one after it in `update`, in 0..1: 1 forgets nothing, 0.999
             remembers about 1000 images. `fit` counts all its images fully.
@@ -221,7 +223,7 @@ class PriorAggregator(LikelihoodAggregator):
         debias: bool = True,
         bias_scale: float = 0.4,
         classwise: bool = True,
-        class_noise: float = 0.8,
+        class_noise: float = 0.65,
         bound: float = 3.0,
         forgetting: float = 1.0,
         buffer: int = 2048,
@@ -246,7 +248,8 @@ class PriorAggregator(LikelihoodAggregator):
         super().__init__(expert_log_priors, log_prior, calibration)
         # The carried priors' mean as a power of pi: 0 for RIDE, about -1/3 for TADE, 1 for a plain network.
         carried = float(self.z @ expert_log_priors.double().cpu().mean(dim=0)) / len(log_prior) / max(self.unit, SAME)
-        if debias and calibration is None and self.unit > SAME and abs(carried) < LARGEST_CARRIED:
+        self.finds_bias = debias and calibration is None and self.unit > SAME and abs(carried) < LARGEST_CARRIED
+        if self.finds_bias or classwise:
             self.needs = frozenset({"views"})
 
     def reset(self) -> None:
@@ -257,6 +260,7 @@ class PriorAggregator(LikelihoodAggregator):
         self.predicted = torch.zeros_like(self.log_test_prior)  # images by the class that u predicts
         self.sum_of_weights, self.sum_of_squares = 0.0, 0.0  # of the images, for the standard error
         self.likelihoods_kept = Kept()  # of the latest images, [., C]
+        self.views_kept = Kept()  # the same of a random view of them
         self.gauge_kept = Kept()  # log evidence at every s, and asymmetry in the last column, [., GRID + 1]
 
     def fit(
@@ -279,24 +283,30 @@ class PriorAggregator(LikelihoodAggregator):
         likelihoods = self.likelihoods(logits)
         evidence = self._count(likelihoods, weights, decay)
         self.likelihoods_kept.age(decay)
+        self.views_kept.age(decay)
         self.gauge_kept.age(decay)
         self.note = None
         self.kappa = 0.0
         certain = self._can_tell()
         if certain and self.unit > SAME:
-            if views:
+            if views and self.finds_bias:
                 gauge = torch.cat([evidence, self._asymmetry(*views)[:, None]], dim=1)
                 self._find_bias(*self.gauge_kept.add(gauge, weights, self.buffer))
             certain = self._find_skew()
         log_q = self.skew * self.unit * self.z
         if self.classwise:
             kept, kept_weights = self.likelihoods_kept.add(likelihoods, weights, self.buffer)
+            kept_views = None
+            if views:
+                kept_views, _ = self.views_kept.add(self.likelihoods(views[0]), weights, self.buffer)
             if certain:
                 slope, deviations = self._find_deviations(kept, kept_weights)
                 variance = float(deviations.square().mean())
                 if variance > self.class_noise**2:
-                    self.kappa = 1 - self.class_noise**2 / variance
-                    log_q = (1 - self.kappa) * log_q + self.kappa * (slope * self.z + deviations)
+                    kappa = 1 - self.class_noise**2 / variance
+                    classwise = (1 - kappa) * log_q + kappa * (slope * self.z + deviations)
+                    if kept_views is None or self._drifts_back(deviations, classwise, kept, kept_views, kept_weights):
+                        self.kappa, log_q = kappa, classwise
         self.log_test_prior = log_q
         self.correction = self.beta * self.unit * self.z
 
@@ -403,6 +413,32 @@ class PriorAggregator(LikelihoodAggregator):
         e = x[1:] - x[1:].mean()
         on_z = float(z @ e) / max(float(z @ z), 1e-12)
         return float(x[0]), e - on_z * z
+
+    def _drifts_back(
+        self, deviations: Tensor, log_q: Tensor, likelihoods: Tensor, view_likelihoods: Tensor, weights: Tensor
+    ) -> bool:
+        """Whether a random view takes predictions away from the classes whose share is found to be large.
+
+        A view hides what tells classes apart. Of classes that are frequent indeed it takes images away. Classes that
+        only seem to be frequent, as hard images look like them, get still more.
+
+        Args:
+            deviations: r, [C].
+            log_q: the test prior that would be taken, [C], up to a constant.
+            likelihoods, view_likelihoods, weights: of the same images and of a view of them, [N, C] each, and [N].
+        """
+        p = log_q.softmax(dim=0) * (self.beta * self.unit * self.z).exp()
+
+        def shares(of: Tensor) -> Tensor:
+            """Expected images of each class, [C]."""
+            evidence = (of @ p.to(of)).double().cpu()
+            return p * (of.T @ (weights / evidence).to(of)).double().cpu()
+
+        drift = (shares(view_likelihoods) + EPSILON).log() - (shares(likelihoods) + EPSILON).log()
+        drift = drift - drift.mean()
+        drift = drift - float(self.z @ drift) / max(float(self.z @ self.z), 1e-12) * self.z
+        correlation = float(deviations @ drift) / max(float(deviations.norm() * drift.norm()), 1e-12)
+        return correlation < LARGEST_DRIFT
 
     def report(self) -> dict[str, Any]:
         """LikelihoodAggregator's keys, "skew" s, "kappa" in 0..1, and "bias" b1: scores are u + b1 z, in natural-log

@@ -388,6 +388,10 @@ def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     assert "averaged_views" not in predicted
     options = Options({**test_time, "averaged_views": 2}, last, output=tmp_path / "views", images=folder / "test")
     assert script("predict_folder").main(options)["averaged_views"] == 2
+    options = Options(checkpoint=last, output=tmp_path / "recommended", images=folder / "test")
+    recommended = script("predict_folder").main(options)
+    assert recommended["aggregator"]["type"] == "PriorAggregator" and recommended["averaged_views"] == 4
+    assert len(recommended["learning"]["prior"]) == 3 and recommended["weights"] is None
     averaged = pd.read_csv(tmp_path / "views" / "predictions.csv")
     assert (averaged["path"] == table["path"]).all() and (averaged["probability"] != table["probability"]).any()
     assert table["probability"].between(1 / 3, 1).all() and sum(predicted["weights"]) == pytest.approx(1)

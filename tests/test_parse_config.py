@@ -7,6 +7,7 @@ from conftest import ROOT
 from data_loader.data_loaders import ListDataLoader
 from trainer.build import aggregator_maker, build_loss, build_network, parameter_groups
 from trainer.command_line import parse
+from trainer.jobs import RECOMMENDED
 from trainer.registry import COMPONENTS, make_config
 from trainer.training import training_config
 from utils.errors import UserError
@@ -202,3 +203,12 @@ def test_components_are_what_their_modules_publish():
         if isinstance(component, dict):
             assert component and all(callable(c) for c in component.values()), section
     assert Path(ROOT / "configs" / TADE).exists()
+
+
+def test_every_data_set_has_its_recommended_config():
+    published = sorted((ROOT / "configs").glob("test_time_*_tade.json"))
+    assert len(published) == 9
+    for path in [*published, ROOT / "configs" / "test_time_custom_example.json"]:
+        recommended = read_json(path.with_name(f"{path.stem.removesuffix('_tade')}_prior.json"))
+        assert {key: recommended[key] for key in RECOMMENDED} == RECOMMENDED
+        assert recommended["name"] != read_json(path)["name"] and recommended["seed"] == read_json(path)["seed"]

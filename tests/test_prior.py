@@ -204,7 +204,7 @@ def test_any_number_of_experts_and_any_images(kind, experts):
     torch.testing.assert_close(aggregator.predict(logits[order]), scores[order])
     torch.testing.assert_close(aggregator.predict(logits[:1]), scores[:1])
     assert aggregator.predict(logits[:0]).shape == (0, CLASSES)
-    assert aggregator.needs == ({"views"} if kind is PriorAggregator and experts > 1 else set()) and aggregator.finished
+    assert aggregator.needs == ({"views"} if kind is PriorAggregator else set()) and aggregator.finished
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -331,12 +331,38 @@ def test_few_images_leave_the_bias_at_zero():
     assert 0.25 < many["bias"] < 0.6 and many["bias_standard_error"] < 0.1
 
 
-def test_a_calibration_leaves_no_bias_to_look_for():
-    assert make().needs == {"views"} and not make(calibration=[0.8, -0.2, 0.0]).needs and not make(debias=False).needs
-    assert not make(log_prior=torch.zeros(CLASSES)).needs  # equally frequent classes have no skew
-    assert not make(carried=PI.log()[None]).needs  # a plain network: stability misleads there
+def test_when_there_is_no_bias_to_look_for():
+    assert make().finds_bias and not make(debias=False).finds_bias
+    assert not make(calibration=[0.8, -0.2, 0.0]).finds_bias
+    assert not make(log_prior=torch.zeros(CLASSES)).finds_bias  # equally frequent classes have no skew
+    assert not make(carried=PI.log()[None]).finds_bias  # a plain network: stability misleads there
+    for options, needs in (({}, True), ({"classwise": False}, True), ({"classwise": False, "debias": False}, False)):
+        assert make(**options).needs == ({"views"} if needs else set())
     calibrated, logits, _ = unbiased(0.6, 0.5, 500, calibration=[1.0, 0.5, 0.0])
     assert calibrated.report()["bias"] == 0 and calibrated.skew == pytest.approx(0.6, abs=0.1)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_frequent_classes_are_told_from_those_that_hard_images_look_like(shifted):
+    generator = torch.Generator().manual_seed(3)
+    deviations = 1.5 * torch.randn(CLASSES, generator=generator)
+    uniform = torch.full((CLASSES,), 1 / CLASSES)
+    u, targets = likelihood_logits(deviations.softmax(dim=0) if shifted else uniform, 4000, signal=2.0)
+    looks_like = uniform if shifted else deviations.softmax(dim=0)  # what a hard image looks like
+    hard = torch.rand(4000, generator=generator) < 0.3
+    scores = torch.where(hard[:, None], likelihood_logits(looks_like, 4000, signal=2.0, seed=8)[0], u)
+    harder = torch.rand(4000, generator=generator) < 0.4  # a view hides what tells some more images apart
+    view = torch.where(harder[:, None], likelihood_logits(looks_like, 4000, signal=2.0, seed=9)[0], scores)
+    with_views, without = (
+        make(carried=torch.zeros(1, CLASSES), calibration=[1.0, 0, 0], class_noise=0.2) for _ in range(2)
+    )
+    with_views.fit(scores[:, None], [(view[:, None], view[:, None])])
+    without.fit(scores[:, None])
+    right = [(a.predict(scores[:, None]).argmax(dim=1) == targets).double().mean() for a in (with_views, without)]
+    if shifted:
+        assert with_views.kappa == without.kappa > 0.3 and right[0] == right[1]
+    else:
+        assert with_views.kappa == 0 and without.kappa > 0.3 and right[0] > right[1]
 
 
 def test_the_class_wise_part_knows_the_bias():
@@ -569,7 +595,7 @@ class Spy(PriorAggregator):
 
     def __init__(self, expert_log_priors, log_prior):
         self.seen = []
-        super().__init__(expert_log_priors, log_prior, debias=False)
+        super().__init__(expert_log_priors, log_prior, debias=False, classwise=False)
 
     def fit(self, *arguments, **named):
         self.seen.append((arguments, named))

@@ -87,12 +87,13 @@ def parse(
         description: shown by --help.
         arguments: instead of sys.argv.
         training: the script trains; otherwise it needs a checkpoint.
-        adapting: the script adapts to test images; it needs -c as well.
+        adapting: the script adapts to test images; it needs -c as well, unless it predicts.
         predicting: the script asks for a folder of images.
         calibrating: the script fits a calibration, which goes beside the checkpoint.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--config", type=Path, metavar="JSON", required=adapting, help="config file")
+    needed = adapting and not predicting
+    parser.add_argument("-c", "--config", type=Path, metavar="JSON", required=needed, help="config file")
     parser.add_argument(
         "-r",
         "--resume",

@@ -1,6 +1,8 @@
 """What the scripts do: each job from plain options to files, a table on the console and the content of the results."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 
 from trainer.adaptation import adapt, new_aggregator
 from trainer.build import aggregator_maker, aggregator_section, wants_calibration
@@ -10,12 +12,16 @@ from trainer.evaluation import evaluate, evaluate_test_set
 from trainer.given_prior import with_prior
 from trainer.loaded_run import LoadedRun, load_run
 from trainer.prediction import predict
+from trainer.registry import make_config
 from trainer.results import save_results
 from trainer.run_folder import create_results_dir
 from trainer.training import train
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 from utils.logger import get_logger
+
+#: What adapts where nobody has chosen: configs/test_time_*_prior.json say the same.
+RECOMMENDED = {"averaged_views": 4, "aggregator": {"type": "PriorAggregator", "args": {}}}
 
 
 def run_train(options: Options) -> dict:
@@ -58,12 +64,13 @@ def run_test_train(options: Options) -> dict:
 def run_predict_folder(options: Options) -> dict:
     """Predict the images of a folder.
 
-    Writes predictions.csv (path, class, probability) and weights.json (what was learned).
+    Writes predictions.csv (path, class, probability) and weights.json (what was learned). Where neither the options nor
+    the checkpoint name an aggregator, it is RECOMMENDED.
 
     Returns:
         The content of weights.json.
     """
-    run = open_run(options)
+    run = open_run(options, RECOMMENDED)
     check_adaptation(run, options)
     run.loader.with_test_images(options.images)
     folder = create_results_dir(options.checkpoint, "predict", options.output)
@@ -119,6 +126,9 @@ def run_calibrate(options: Options) -> dict:
     return record.to_json()
 
 
-def open_run(options: Options) -> LoadedRun:
+def open_run(options: Options, default: Mapping[str, object] | None = None) -> LoadedRun:
+    """The run of the options; sections of `default` count where neither they nor the checkpoint have an aggregator."""
     run = load_run(options.checkpoint, options.device, options.config)
+    if default and "aggregator" not in run.config:
+        run = replace(run, config=make_config({**default, **run.config.config}))
     return run if options.prior is None else with_prior(run, options.prior)
