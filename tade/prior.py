@@ -168,7 +168,8 @@ class PriorAggregator(LikelihoodAggregator):
     1. Skew. q_s(c) is proportional to pi_c^s: s is 1 for the training prior, 0 for uniform, below 0 for the other way
        round. The likelihood of the images is L(s) = sum_n log sum_c q_s(c) exp(u_n(c)) (Saerens et al., 2002, section
        2.2, whose q is free; here one number). s maximizes it within -`bound`..`bound`: L is taken at GRID values of s,
-       the best is refined by the parabola through it and its neighbors.
+       the best is refined by the parabola through it and its neighbors, and drawn to 0 as far as its standard error is
+       large against `skew_scale`.
     2. Bias. A long-trained network has overfitted its rare classes and under-scores them on new images: u is off by
        -beta log pi. A calibration takes that away. Without one, and with two random views of the images, beta is found
        from the stability of predictions (`tade.asymmetry.find_bias`), and u + beta log pi takes the place of u in step
@@ -203,6 +204,7 @@ class PriorAggregator(LikelihoodAggregator):
         debias: whether to do step 2, where no calibration is given. It takes views, as the test of step 3 does: they
             are asked for (`needs`), and `fit` and `update` without them leave both out.
         bias_scale: standard deviation of the prior of beta, for one standard deviation of log pi, in natural-log units.
+        skew_scale: standard deviation of the prior of s, N(0, skew_scale^2), which counts where images are few.
         classwise: whether to do step 3.
         class_noise: standard deviation over the classes of how much a class's scores are off, in natural-log units. On
             CIFAR100-LT, where the test prior follows pi, r alone has one of 0.6 to 1.2; on free shifts 0.8 to 1.5.
@@ -222,20 +224,22 @@ class PriorAggregator(LikelihoodAggregator):
         calibration: list[float] | Calibration | None = None,
         debias: bool = True,
         bias_scale: float = 0.4,
+        skew_scale: float = 0.5,
         classwise: bool = True,
         class_noise: float = 0.65,
         bound: float = 3.0,
         forgetting: float = 1.0,
         buffer: int = 2048,
     ):
-        if class_noise < 0 or bound <= 0 or bias_scale <= 0 or buffer < 1:
+        if class_noise < 0 or min(bound, bias_scale, skew_scale) <= 0 or buffer < 1:
             raise ValueError(
-                "class_noise must be at least 0, bound and bias_scale positive and buffer at least 1, not "
-                f"{class_noise}, {bound}, {bias_scale} and {buffer}"
+                "class_noise must be at least 0, bound, bias_scale and skew_scale positive and buffer at least 1, not "
+                f"{class_noise}, {bound}, {bias_scale}, {skew_scale} and {buffer}"
             )
         if not 0 < forgetting <= 1:
             raise ValueError(f"forgetting must be above 0 and at most 1, not {forgetting}")
         self.bias_scale = bias_scale
+        self.skew_scale = skew_scale
         self.classwise = classwise
         self.class_noise = class_noise
         self.forgetting = forgetting
@@ -383,10 +387,13 @@ class PriorAggregator(LikelihoodAggregator):
             return f"the likelihood still rises at a skew of {float(grid[best]):.1f}: the skew is taken as 0"
         below, at, above = likelihood[best - 1 : best + 2].tolist()
         curvature = 2 * at - below - above  # -L'' times the square of the grid's step
-        if curvature <= 0:
-            return 0.0, math.inf
         spread = self.sum_of_squares / self.sum_of_weights  # 1 unless images are forgotten
-        return float(grid[best]) + step * (above - below) / (2 * curvature), step * math.sqrt(spread / curvature)
+        error = step * math.sqrt(spread / curvature) if curvature > 0 else math.inf
+        if not error <= LARGEST_ERROR:
+            return 0.0, error
+        likeliest = float(grid[best]) + step * (above - below) / (2 * curvature)
+        belief = 1 / (1 + (error / self.skew_scale) ** 2)  # in the images, against s ~ N(0, skew_scale^2)
+        return belief * likeliest, math.sqrt(belief) * error
 
     def _find_deviations(self, likelihoods: Tensor, weights: Tensor) -> tuple[float, Tensor]:
         """Step 3: slope and r [C]. The gradient is written out, so that nothing but [N] and [C] is made anew."""

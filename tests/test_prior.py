@@ -119,11 +119,19 @@ def test_the_grid_is_fine_enough():
     s = torch.linspace(0, 1, 2001, dtype=torch.float64)
     log_q = (s[:, None] * PI.double().log()).log_softmax(dim=1)
     likelihood = torch.stack([torch.logsumexp(u.double() + row, dim=1).sum() for row in log_q])
-    aggregator = fitted(u[:, None] + CARRIED, classwise=False)
+    aggregator = fitted(u[:, None] + CARRIED, classwise=False, skew_scale=1e6)
     assert aggregator.skew == pytest.approx(float(s[likelihood.argmax()]), abs=1e-3)
     best, h = int(likelihood.argmax()), 20
     curvature = (2 * likelihood[best] - likelihood[best - h] - likelihood[best + h]) / float(s[h]) ** 2
     assert aggregator.skew_error == pytest.approx(float(curvature) ** -0.5, rel=0.01)
+
+
+def test_few_images_draw_the_skew_to_zero():
+    logits, _ = expert_logits(skewed(0.8), 20, signal=1.5)
+    free, drawn = fitted(logits, skew_scale=1e6, classwise=False), fitted(logits, classwise=False)
+    belief = 0.25 / (0.25 + free.skew_error**2)
+    assert belief < 0.9 and drawn.skew == pytest.approx(belief * free.skew)
+    assert drawn.skew_error == pytest.approx(belief**0.5 * free.skew_error)
 
 
 # Class by class
@@ -646,8 +654,9 @@ def test_no_aggregator_has_a_place_for_labels_but_what_says_so():
 def test_what_is_refused():
     for options, message in (
         ({"class_noise": -1}, "class_noise must be at least 0"),
-        ({"bound": 0}, "bound and bias_scale positive"),
-        ({"bias_scale": 0}, "bound and bias_scale positive"),
+        ({"bound": 0}, "bound, bias_scale and skew_scale positive"),
+        ({"skew_scale": 0}, "bound, bias_scale and skew_scale positive"),
+        ({"bias_scale": 0}, "bound, bias_scale and skew_scale positive"),
         ({"buffer": 0}, "buffer at least 1"),
         ({"forgetting": 0.0}, "forgetting must be above 0"),
         ({"forgetting": 1.1}, "forgetting must be above 0"),
