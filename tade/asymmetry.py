@@ -38,6 +38,7 @@ def find_bias(
     weights: Tensor,
     grid: Tensor,
     log_normalizers: Tensor,
+    center: float,
     scale: float,
 ) -> tuple[float, float]:
     """How far the scores of a network are tilted against rare classes, from unlabeled images alone.
@@ -50,8 +51,8 @@ def find_bias(
     1. For every total tilt t, the likelihood's s solves G'(s) = mean_n F'_n(t), and beta = t - s.
     2. Images of a prior pi^s are taken back to balanced classes by the importance weights p_balanced(x) / p_s(x), which
        are proportional to exp(F_n(beta) - F_n(t)). m(t) is the weighted mean of a_n, and has a standard error.
-    3. beta minimizes (m / its standard error)^2 + (beta / scale)^2: a normal prior of mean 0 takes beta to 0 where the
-       images are too few to tell.
+    3. beta minimizes (m / its standard error)^2 + ((beta - center) / scale)^2: a normal prior counts where the images
+       are too few to tell.
 
     Args:
         evidence: F_n at every t of the grid, up to a constant of the image, [N, T].
@@ -59,7 +60,7 @@ def find_bias(
         weights: what each image counts for, [N].
         grid: evenly spaced values of t, and of s, [T].
         log_normalizers: G at the grid, [T].
-        scale: standard deviation of beta's prior.
+        center, scale: mean and standard deviation of beta's prior.
 
     Returns:
         beta and its standard error.
@@ -80,11 +81,11 @@ def find_bias(
     mean = asymmetry.double() @ importance  # m, [T]
     deviation = asymmetry.double()[:, None] - mean
     error = (importance * deviation).square().sum(dim=0).sqrt().clamp(min=1e-9)
-    cost = (mean / error).square() + (beta / scale).square()
+    cost = (mean / error).square() + ((beta - center) / scale).square()
     cost[~inside] = math.inf
     best = int(cost.argmin())
     if not 0 < best < len(grid) - 1 or not inside[best - 1 : best + 2].all():
-        return 0.0, scale
+        return center, scale
     slope = float(mean[best + 1] - mean[best - 1]) / float(beta[best + 1] - beta[best - 1])
     below, at, above = cost[best - 1 : best + 2].tolist()
     curvature = below + above - 2 * at
