@@ -404,6 +404,38 @@ def test_a_stream_with_views_ends_where_the_whole_set_does():
     assert whole.beta_error < small.beta_error
 
 
+def test_a_stream_that_forgets_remembers_the_bias():
+    """It is the network's: what was learned before the class mix turned says more than the last images alone."""
+    off, wide = [], {"bias_center": 0.0, "bias_scale": 0.4}
+    for seed in (0, 10):
+        stream = make(carried=torch.zeros(1, CLASSES), forgetting=0.99, classwise=False, **wide)
+        for turn, truth in enumerate((-0.8, 0.0, 0.8)):
+            logits, *views, _ = biased_images(truth, -0.5, 800, seed=seed + turn)
+            for part in torch.arange(800).split(50):
+                stream.update(logits[part], (views[0][part], views[1][part]))
+        alone = unbiased(0.8, -0.5, 800, seed=seed + 2, **wide)[0]
+        off.append([(abs(a.skew - 0.8), abs(a.report()["bias"] + 0.5)) for a in (stream, alone)])
+        assert stream.report()["bias_standard_error"] < 0.1 < alone.report()["bias_standard_error"]
+    assert all(s1 < 0.5 * s2 and b1 < 0.6 * b2 for (s1, b1), (s2, b2) in off)
+
+
+@pytest.mark.parametrize("forgetting", [0.99, 1.0])
+def test_equal_views_say_nothing_of_the_bias(forgetting):
+    logits, _ = expert_logits(skewed(-0.5), 2000)
+    stream = make(forgetting=forgetting)
+    for batch in logits.split(500):
+        stream.update(batch, (batch, batch))
+    assert stream.report()["bias"] == pytest.approx(-0.2, abs=0.01)  # its prior's mean
+
+
+def test_of_one_moment_the_bias_of_a_turning_stream_is_that_of_a_whole_set():
+    for truth, bias in ((0.6, 0.5), (-0.4, -0.3)):
+        whole = unbiased(truth, bias, 2000)[0].report()
+        moment = unbiased(truth, bias, 2000, forgetting=0.99)[0].report()
+        for key in ("bias", "bias_standard_error", "skew"):
+            assert moment[key] == pytest.approx(whole[key], abs=0.01)
+
+
 def test_asymmetry_of_one_image():
     log_prior = torch.tensor([0.8, 0.2]).log()
     a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])
