@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -16,6 +17,9 @@ from utils.parse_config import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+#: Cases of each fuzz test; `make test-slow` sets 10,000.
+CASES = int(os.environ.get("FUZZ_CASES", "40"))
+SLOW = CASES >= 1000
 SHARED = ROOT.parent / "shared"  # figures and data of the developers, absent on a user's machine
 
 

@@ -127,7 +127,7 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
             f"the config's data has {sum(loader.cls_num_list)} in {loader.num_classes}: use the test "
             "config of the same data set and imbalance ratio."
         )
-    network = build_network(config, loader.num_classes, chosen_device)
+    network = build_network(config, loader.num_classes, chosen_device, checkpoint["model"])
     load_weights(network, checkpoint["model"], path)
     return LoadedRun(
         network=parallel(inference_copy(network, loader.image_size), chosen_device, gpus),

@@ -81,7 +81,8 @@ def train(
     seed_everything(seed)
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))
     loader = build_loader(checked, chosen_device)
-    network = build_network(checked, loader.num_classes, chosen_device)
+    weights = checkpoint["model"] if checkpoint else None
+    network = build_network(checked, loader.num_classes, chosen_device, weights)
     criterion = build_loss(checked, loader.cls_num_list).to(chosen_device)
     frozen = freeze(network, checked.get("freeze", []))
     optimizer = checked.build("optimizer", parameter_groups(checked, network))

@@ -4,10 +4,28 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text that a terminal shows as it is: control characters, line ends and half characters become escapes.
+
+    >>> printable("a\\x1b[2J\\nb")
+    'a\\\\x1b[2J\\\\nb'
+
+    Args:
+        text: from a file, say.
+        keep: characters to leave as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
-    """Bad input: a file, a config value or an option. Scripts print the message and exit with `status`."""
+    """Bad input: a file, a config value or an option. Scripts print the message, one line, and exit with `status`."""
 
     status = 2
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class Interrupted(UserError):
