@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from base.base_data_loader import BaseDataLoader, EvaluationBatches
+from base.base_data_loader import BaseDataLoader, EvaluationBatches, digest
 from data_loader import pil_transforms
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices
 from data_loader.image_lists import ImageList, ListDataset, collate, list_folder
@@ -175,6 +175,11 @@ class ListDataLoader(BaseDataLoader):
         self.train_images = self.train_images.with_targets(new[self.train_images.targets])
         self.test_images = self.test_images.with_targets(new[self.test_images.targets])
         self.val_images = self.test_images if same else self.val_images.with_targets(new[self.val_images.targets])
+
+    def fingerprint(self, read_images: bool = True) -> dict[str, str]:
+        """Of labels and paths as the list has them; what the files hold does not count."""
+        images = self.train_images
+        return {"labels": digest(images.targets), "paths": digest(images.text, images.offsets)}
 
     @property
     def _epoch_size(self) -> int:

@@ -81,6 +81,17 @@ def digits_config(tmp_path) -> dict:
     return config
 
 
+def start_small_run(folder: Path, **trainer) -> dict:
+    """Train a tiny network for one epoch: {"last": path, "config": the config, now with two epochs}."""
+    config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    config["arch"]["args"] |= {"num_experts": 2, "layer2_output_dim": 16, "layer3_output_dim": 16}
+    config["trainer"] |= {"epochs": 1, "save_dir": str(folder), "tensorboard": False, **trainer}
+    config["data_loader"]["args"] |= {"batch_size": 128, "distributions": ["uniform"]}
+    last = train(config, run_id="one")["last"]
+    config["trainer"]["epochs"] = 2
+    return {"last": last, "config": config}
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory) -> dict:
     """Results of a short training on the digits, shared by the tests that need a checkpoint."""

@@ -17,7 +17,13 @@ from utils.logger import get_logger
 
 def run_train(options: Options) -> dict:
     """Returns the last epoch's values and the paths of the checkpoints."""
-    return train(options.config, resume=options.checkpoint, device=options.device, run_id=options.run_id)
+    return train(
+        options.config,
+        resume=options.checkpoint,
+        device=options.device,
+        run_id=options.run_id,
+        allow_changes=options.allow_changes,
+    )
 
 
 def run_test(options: Options) -> dict:

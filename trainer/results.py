@@ -23,12 +23,14 @@ class CheckpointRecord:
         sha256: of the file.
         epoch: that it was saved after, or None.
         selected_by: why it was kept ("the last so far", ...).
+        fingerprint: of the training images (BaseDataLoader.fingerprint), or None where it carries none.
     """
 
     path: str
     sha256: str
     epoch: int | None
     selected_by: str
+    fingerprint: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

@@ -8,6 +8,7 @@ from pathlib import Path
 from utils import distributed
 from utils.checkpoint import load_checkpoint, write_atomically
 from utils.errors import UserError
+from utils.logger import get_logger
 from utils.parse_config import ConfigParser
 from utils.report import make_folder
 
@@ -27,20 +28,32 @@ def choose_run_dir(
         checkpoint: its content.
         run_id: name of the folder; None for date and time.
     """
+    name = Path(config["name"])
+    if not name.parts or name.is_absolute() or ".." in name.parts:
+        raise UserError(f'"name" in the config is "{name}": give the name of a folder below save_dir.')
     new = save_dir / config["name"] / (run_id or datetime.now().strftime("%m%d_%H%M%S"))
     goes_on = False
     if checkpoint and resume and not run_id and (resume.parent / "config.json").exists():
         before = checkpoint.get("config") or {}
         last = resume.parent / "last.pth"
-        further = (
-            last.exists() and last != resume and (load_checkpoint(last)["epoch"] or 0) > (checkpoint["epoch"] or 0)
-        )
+        further = last != resume and _epoch(last) > (checkpoint["epoch"] or 0)
         moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != (
             config["name"],
             config["trainer"].get("save_dir"),
         )
         goes_on = not further and not moved
     return distributed.from_first_process(resume.parent if goes_on else new)
+
+
+def _epoch(last: Path) -> int:
+    """How far a last.pth has come; 0 where there is none, or a damaged one, which then is replaced."""
+    if not last.exists():
+        return 0
+    try:
+        return load_checkpoint(last)["epoch"] or 0
+    except UserError as error:
+        get_logger().warning(f"{error} It will be replaced.")
+        return 0
 
 
 def create_run_dir(config: ConfigParser, run_dir: Path, resume: Path | None) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from base.base_trainer import TrainerOptions
 from model.freeze import freeze
 from trainer.build import (
     build_loader,
@@ -13,6 +14,7 @@ from trainer.build import (
     load_start_weights,
     parameter_groups,
 )
+from trainer.continuity import check_continuity
 from trainer.devices import choose_device, device_name
 from trainer.registry import TRAINERS, log_without_effect, make_config
 from trainer.run_folder import choose_run_dir, create_run_dir
@@ -55,6 +57,7 @@ def train(
     resume: Path | str | None = None,
     device: str | None = None,
     run_id: str | None = None,
+    allow_changes: bool = False,
 ) -> dict:
     """Train as a config says.
 
@@ -64,6 +67,8 @@ def train(
         resume: checkpoint to go on from.
         device: "cpu", "cuda", "cuda:1", GPU numbers such as "0,1"; None for CUDA if present.
         run_id: name of the run's folder; None for date and time.
+        allow_changes: with `resume`, go on although other data or another training is asked for than before
+            (trainer/continuity.py says which changes are free).
 
     Returns:
         The last epoch's values, and the paths of the run folder and its checkpoints (BaseTrainer.train).
@@ -81,6 +86,9 @@ def train(
     seed_everything(seed)
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))
     loader = build_loader(checked, chosen_device)
+    fingerprint = loader.fingerprint()
+    if checkpoint:
+        check_continuity(checkpoint, resume, checked, loader.cls_num_list, fingerprint, allow_changes)
     weights = checkpoint["model"] if checkpoint else None
     network = build_network(checked, loader.num_classes, chosen_device, weights)
     criterion = build_loss(checked, loader.cls_num_list).to(chosen_device)
@@ -90,7 +98,9 @@ def train(
     scheduler = checked.build("lr_scheduler", optimizer)
     if checked.get("weights") and not checkpoint:
         load_start_weights(checked, network)
-    run_dir = choose_run_dir(checked, Path(options.save_dir), resume, checkpoint, run_id)
+    asked = merge({} if checkpoint else checked.config, config or {})  # a file does not choose where is written
+    save_dir = asked.get("trainer", {}).get("save_dir", TrainerOptions.save_dir)
+    run_dir = choose_run_dir(checked, Path(save_dir), resume, checkpoint, run_id)
     trainer = TRAINERS[options.type](
         network,
         criterion,
@@ -104,6 +114,7 @@ def train(
             "config": checked.config,
             "cls_num_list": loader.cls_num_list,
             "class_map": loader.class_map,
+            "fingerprint": fingerprint,
             "seed": seed,
             "device": device_name(chosen_device),
         },

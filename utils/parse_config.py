@@ -75,6 +75,20 @@ class ConfigParser:
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise UserError(f'Config section "{section}" ({constructor.__name__}): {error}.') from error
 
+    def complete(self) -> dict:
+        """A copy of the config in which every section has the arguments that it leaves out, by their defaults."""
+        completed = deepcopy(self.config)
+        for section in self.components.keys() & self.config.keys() - {"metrics"}:
+            constructor, given = self._resolve(section)
+            parameters = inspect.signature(constructor).parameters.items()
+            defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
+            arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in {**defaults, **given}.items()}
+            if isinstance(self.components[section], Mapping):
+                completed[section]["args"] = arguments
+            else:
+                completed[section] = arguments
+        return completed
+
     def _resolve(self, section: str) -> tuple[Callable, dict]:
         component, content = self.components[section], self[section]
         if not isinstance(component, Mapping):
@@ -203,6 +217,18 @@ def override(config: dict, path: str, value: object) -> None:
         if not isinstance(config, dict):
             raise UserError(f'Cannot set "{path}": "{";".join(parents[: depth + 1])}" is a value, not a section.')
     config[last] = value
+
+
+def differences(before: Mapping, now: Mapping, path: str = "") -> dict[str, tuple[object, object]]:
+    """The values in which two configs differ: path -> (before, now), each None where it is absent."""
+    found: dict[str, tuple[object, object]] = {}
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= differences(old, new, f"{path}{key};")
+        elif old != new:
+            found[f"{path}{key}"] = (old, new)
+    return found
 
 
 def merge(config: Mapping, changes: Mapping) -> dict:
