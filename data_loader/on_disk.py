@@ -15,6 +15,7 @@ from base.base_data_loader import BaseDataLoader, EvaluationBatches, digest
 from data_loader import pil_transforms
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices
 from data_loader.image_lists import ImageList, ListDataset, collate, list_folder
+from data_loader.overlaps import notices
 from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
@@ -94,7 +95,8 @@ class ListDataLoader(BaseDataLoader):
         self.cls_num_list = self._count_classes()
         if self.renumber:
             self._renumber()
-        self._warn_of_shared_images()
+        for notice in notices(self.train_images, self.val_images, self.test_images):
+            get_logger().warning(notice)
         if class_names is not None:
             self.class_names = self._read_class_names(class_names)
         self._training: DataLoader | None = None
@@ -118,18 +120,10 @@ class ListDataLoader(BaseDataLoader):
             )
         return counts.tolist()
 
-    def _warn_of_shared_images(self) -> None:
-        shared = set(self.train_images.names()).intersection(self.test_images.names())
-        if shared:
-            get_logger().warning(
-                f"{len(shared)} images are in both {self.train_images.list_path} and "
-                f"{self.test_images.list_path}, such as {min(shared)}: accuracy will be too high."
-            )
-
     def _read_class_names(self, path: str) -> list[str]:
         """The name of every class, in the order of the labels used here."""
         try:
-            names = Path(path).read_text(encoding="utf-8").splitlines()
+            names = [os.fsdecode(name) for name in Path(path).read_bytes().splitlines()]
         except OSError as error:
             raise UserError(
                 f"The class names {path} cannot be read ({error.strerror}): give a file with one name a "
@@ -204,8 +198,10 @@ class ListDataLoader(BaseDataLoader):
             dataset = ListDataset(self.train_images, [pipeline], self.on_bad_image == "skip")
             self._training = self._data_loader(dataset, self._batches, persistent=True)
         for images, targets, bad in self._training:
-            for path in bad:
-                get_logger().warning(f"{path} cannot be decoded: left out.")
+            for problem in bad:
+                if isinstance(problem, UserError):
+                    raise problem
+                get_logger().warning(f"{problem} cannot be decoded: left out.")
             if len(targets) > 1:
                 yield self._prepare(images[0]), targets.to(self.device, non_blocking=True)
 
@@ -234,7 +230,9 @@ class ListDataLoader(BaseDataLoader):
         parts = [items[part] for part in batch_slices(len(items), EVALUATION_BATCH)]
 
         def batches() -> Iterator[tuple[Tensor, ...]]:
-            for columns, targets, _ in self._data_loader(ListDataset(images, pipelines, skip_bad=False), parts):
+            for columns, targets, bad in self._data_loader(ListDataset(images, pipelines, skip_bad=False), parts):
+                if bad:
+                    raise bad[0]
                 prepared = tuple(self._prepare(column) for column in columns)
                 yield prepared if len(prepared) > 1 else (*prepared, targets.to(self.device))
 

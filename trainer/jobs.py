@@ -1,6 +1,7 @@
 """What the scripts do: each job from plain options to files, a table on the console and the content of the results."""
 
 import json
+import os
 
 from trainer.adaptation import adapt, new_aggregator
 from trainer.build import aggregator_section
@@ -11,7 +12,7 @@ from trainer.prediction import predict
 from trainer.results import save_results
 from trainer.run_folder import create_results_dir
 from trainer.training import train
-from utils.checkpoint import write_atomically
+from utils.checkpoint import write_together
 from utils.logger import get_logger
 
 
@@ -73,8 +74,11 @@ def run_predict_folder(options: Options) -> dict:
     }
     if run.mild_views:
         record["averaged_views"] = run.config["averaged_views"]
-    write_atomically(folder / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
-    write_atomically(folder / "weights.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    written = {
+        "predictions.csv": os.fsencode(table.to_csv(index=False, float_format="%.4f")),
+        "weights.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
+    }
+    write_together(folder, written)
     weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])
     get_logger().info(
         f"{len(table)} images" + (f", expert weights {weights}" if weights else "") + ". Most frequent classes:\n"

@@ -116,7 +116,8 @@ class Results:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Results":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; also takes the content of results.json, which says its job as well."""
+        content = {key: value for key, value in content.items() if key != "job"}
         distributions = {name: DistributionResult.from_json(d) for name, d in content["distributions"].items()}
         checkpoint = CheckpointRecord(**content["checkpoint"])
         return cls(**{**content, "checkpoint": checkpoint, "distributions": distributions})
@@ -159,7 +160,7 @@ def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
     Returns:
         The content of results.json.
     """
-    content, table = results.to_json(), results.table()
+    content, table = {"job": job, **results.to_json()}, results.table()
     files = write_reports(folder, content, table)
     checkpoint = results.checkpoint
     get_logger().info(

@@ -82,10 +82,26 @@ def create_results_dir(checkpoint: Path, job: str, output: Path | None = None) -
     """Folder of a job's results: `output`, or results/CHECKPOINT/JOB beside the checkpoint.
 
     Called once config and checkpoint are known to be right, and before anything is computed that could be lost.
+
+    Raises:
+        UserError: it cannot be created, or holds results of another job.
     """
     folder = output or results_dir(checkpoint, job)
     make_folder(folder)
+    other = job_of(folder)
+    if other not in (None, job):
+        raise UserError(f"{folder} holds results of {other}: give another --output for those of {job}.")
     return folder
+
+
+def job_of(folder: Path) -> str | None:
+    """The job whose results a folder holds; None where there are none, or of an earlier version."""
+    try:
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    job = content.get("job") if isinstance(content, dict) else None
+    return job if isinstance(job, str) else None
 
 
 def results_dir(checkpoint: Path, job: str) -> Path:

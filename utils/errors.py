@@ -43,6 +43,6 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
         valid: the names that would have been right.
     """
     valid = sorted(valid)
-    nearest = get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    nearest = get_close_matches(str(name)[:200], valid, n=1, cutoff=0.5)
     hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
-    return UserError(f'Unknown {what} "{name}": {hint}Valid: {", ".join(valid) or "none"}.')
+    return UserError(f'Unknown {what} "{str(name)[:200]}": {hint}Valid: {", ".join(valid) or "none"}.')
