@@ -60,14 +60,13 @@ def notices(train: ImageList, val: ImageList, test: ImageList) -> list[str]:
     for key, images in distinct.items():
         if len(labels[key]) < len(images):
             found.append(_repeats(images, list(real.paths(images)), labels[key]))
-    pairs = (
-        (train, test, "accuracy will be too high"),
-        (train, val, "the best checkpoint will be chosen by images that were trained on"),
-        (val, test, "the best checkpoint will be chosen by test images"),
-    )
+    pairs = [(train, test, "accuracy will be too high")]
+    if val is not test:
+        pairs += [
+            (train, val, "the best checkpoint will be chosen by images that were trained on"),
+            (val, test, "the best checkpoint will be chosen by test images"),
+        ]
     for one, other, harm in pairs:
-        if one is other or (one is train and other is val and val is test):
-            continue
         first, second = labels[id(one)], labels[id(other)]
         if shared := first.keys() & second.keys():
             unlike = sum(first[path] != second[path] for path in shared)
