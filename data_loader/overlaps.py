@@ -27,11 +27,11 @@ class RealPaths:
         root = os.path.abspath(os.fsencode(images.data_dir))
         folders: dict[bytes, bytes] = {}
         for name in images.raw_names():
-            folder, _, file = name.rpartition(b"/")
+            folder, slash, file = name.rpartition(b"/")
             real = folders.get(folder)
             if real is None:
-                start = b"/" if name.startswith(b"/") else b""
-                real = folders[folder] = self.folder(os.path.normpath(os.path.join(root, start + folder)))
+                whole = os.path.normpath(os.path.join(root, folder + slash))
+                real = folders[folder] = self.folder(b"/" + whole.lstrip(b"/"))
             yield real + b"/" + file
 
     def folder(self, path: bytes) -> bytes:
