@@ -117,6 +117,37 @@ def test_the_fingerprint_of_lists_depends_on_order_and_boundaries(tmp_path):
     assert ImageList.read(tmp_path / "train.txt", tmp_path).targets.tolist() == [0, 1, 0]
 
 
+def test_evaluation_says_when_the_training_list_is_another(tmp_path, capsys):
+    """Of as many images a class; no image is read."""
+    (tmp_path / "train.txt").write_text("a.png 0\nb.png 0\nc.png 1\n")
+    (tmp_path / "test.txt").write_text("x.png 0\ny.png 1\n")
+    lists = {f"{split}_list": str(tmp_path / f"{split}.txt") for split in ("train", "test")}
+    loader = {"data_dir": str(tmp_path), "batch_size": 8, "image_size": 32, "num_workers": 0, **lists}
+    arch = {"type": "ResNet32Model", "args": {"num_classes": 2}}
+    config = {"name": "x", "arch": arch, "data_loader": {"type": "ListDataLoader", "args": loader}}
+    checked = make_config(config)
+    content = {
+        "model": checked.build("arch").state_dict(),
+        "config": config,
+        "epoch": 1,
+        "cls_num_list": [2, 1],
+        "fingerprint": checked.build("data_loader").fingerprint(),
+    }
+    save_checkpoint(tmp_path / "a.pth", content)
+    load_run(tmp_path / "a.pth")
+    assert "other images" not in capsys.readouterr().out
+    (tmp_path / "train.txt").write_text("a.png 0\nb.png 1\nc.png 0\n")
+    load_run(tmp_path / "a.pth")
+    assert "as many of each class: their labels differ." in capsys.readouterr().out
+    (tmp_path / "train.txt").write_text("a.png 0\nB.png 0\nc.png 1\n")
+    load_run(tmp_path / "a.pth")
+    assert "as many of each class: their paths differ." in capsys.readouterr().out
+    del content["fingerprint"]  # of an earlier version
+    save_checkpoint(tmp_path / "a.pth", content)
+    load_run(tmp_path / "a.pth")
+    assert "other images" not in capsys.readouterr().out
+
+
 def test_results_record_what_was_trained_on(small_run, tmp_path):
     results = script("test").main(Options(checkpoint=Path(small_run["last"]), output=tmp_path / "out"))
     trained_on = load_checkpoint(small_run["last"])["fingerprint"]

@@ -267,7 +267,7 @@ def parse_assignment(text: str) -> tuple[str, object]:
     """
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise UserError(f'--set needs KEY;PATH=VALUE, for example --set "optimizer;args;lr=0.05", not "{text}".')
+        raise UserError(f'--set needs KEY;PATH=VALUE, for example --set "optimizer;args;lr=0.05", not "{text[:200]}".')
     path = path.strip()
     try:
         _check_value(path)
