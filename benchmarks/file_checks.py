@@ -1,4 +1,4 @@
-"""What the checks of files cost: reading a checkpoint of 100 MB beside torch.load, comparing lists of half a million lines.
+"""What the checks of files cost: reading a checkpoint of 100 MB, comparing lists of half a million lines.
 
 python benchmarks/file_checks.py
 """

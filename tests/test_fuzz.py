@@ -6,9 +6,11 @@ FUZZ_CASES says how many cases each test tries (40; `make test-slow` 10,000).
 import copy
 import io
 import json
+import logging
 import os
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,8 +46,6 @@ fuzzed = settings(
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
     """The log of ten thousand cases is nobody's to read."""
-    import logging
-
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -263,25 +263,44 @@ def test_entries_of_checkpoints(checkpoint, data):
         read_and_resume(Path(folder) / "a.pth")
 
 
-@fuzzed
-@given(st.data())
-def test_bytes_of_checkpoints(checkpoint, data):
-    """Bits flipped, parts cut out, repeated or put elsewhere."""
-    whole = bytearray(checkpoint["path"].read_bytes())
-    places = st.integers(0, len(whole) - 1)
+def damage(data: st.DataObject, whole: bytes) -> bytes:
+    """Some bytes changed, or a part left out, repeated, turned round or put elsewhere."""
+    changed = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
-        start, length, kind = data.draw(places), data.draw(st.integers(1, 200)), data.draw(st.integers(0, 3))
-        part = bytes(whole[start : start + length])
-        if kind == 0:
-            whole[start : start + 1] = bytes([data.draw(st.integers(0, 255))])
-        elif kind == 1:
-            del whole[start : start + length]
-        else:
-            whole[data.draw(places) :][:0] = part
-            whole[start : start + length] = part[::-1] if kind == 2 else part * 2
+        start = data.draw(st.integers(0, len(changed) - 1))
+        part = slice(start, start + data.draw(st.integers(1, 100)))
+        kind = data.draw(st.sampled_from(["change", "change", "leave out", "repeat", "turn", "move"]))
+        if kind == "change":
+            changed[start] = data.draw(st.integers(0, 255))
+        elif kind == "leave out" and part.stop < len(changed):
+            del changed[part]
+        elif kind == "repeat":
+            changed[part] = changed[part] * 2
+        elif kind == "turn":
+            changed[part] = changed[part][::-1]
+        elif kind == "move":
+            place = data.draw(st.integers(0, len(changed)))
+            changed[place:place] = changed[part]
+    return bytes(changed)
+
+
+@fuzzed
+@given(st.data(), st.sampled_from(["archive", "pickle in it", "legacy"]))
+def test_damaged_checkpoints(checkpoint, data, where):
+    """The whole file; its pickle alone, with the right checksum; the format without checksums."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "a.pth").write_bytes(whole)
-        read_and_resume(Path(folder) / "a.pth")
+        path = Path(folder) / "a.pth"
+        if where == "archive":
+            path.write_bytes(damage(data, checkpoint["path"].read_bytes()))
+        elif where == "legacy":
+            torch.save(checkpoint["content"], path, _use_new_zipfile_serialization=False)
+            path.write_bytes(damage(data, path.read_bytes()))
+        else:
+            with zipfile.ZipFile(checkpoint["path"]) as source, zipfile.ZipFile(path, "w") as target:
+                for name in source.namelist():
+                    part = source.read(name)
+                    target.writestr(name, damage(data, part) if name.endswith("data.pkl") else part)
+        read_and_resume(path)
 
 
 codes = sorted(Restricted.dispatch)
