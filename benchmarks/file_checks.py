@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch  # noqa: E402
 
 from data_loader.image_lists import ImageList  # noqa: E402
-from data_loader.overlaps import notices  # noqa: E402
+from data_loader.overlaps import compare_lists  # noqa: E402
 from model.model import ResNet50Model  # noqa: E402
 from utils.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 
@@ -57,7 +57,9 @@ def main() -> None:
             (Path(folder) / f"{split}.txt").write_text("".join(lines))
             lists.append(ImageList.read(Path(folder) / f"{split}.txt", folder))
         train, val = lists
-        compare("Lists of 437,513 and 62,487 images, processor time", {"compared": lambda: notices(train, val, val)})
+        compare(
+            "Lists of 437,513 and 62,487 images, processor time", {"compared": lambda: compare_lists(train, val, val)}
+        )
 
 
 if __name__ == "__main__":

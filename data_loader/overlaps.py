@@ -48,11 +48,14 @@ class RealPaths:
         return known
 
 
-def notices(train: ImageList, val: ImageList, test: ImageList) -> list[str]:
-    """What is wrong between lists and within them, a sentence each.
+def compare_lists(train: ImageList, val: ImageList, test: ImageList) -> tuple[list[str], bool]:
+    """What is wrong between lists and within them.
 
     Args:
-        train, val, test: may be the same object where a data set has no such images of its own.
+        train, val, test: val is the same object as test where a data set has no validation images of its own.
+
+    Returns:
+        A sentence for each thing that is wrong; whether validation images are neither trained on nor tested.
     """
     real, found = RealPaths(), []
     distinct = {id(images): images for images in (train, val, test)}
@@ -74,7 +77,9 @@ def notices(train: ImageList, val: ImageList, test: ImageList) -> list[str]:
                 f"{len(shared)} images are in both {one.list_path} and {other.list_path}, such as "
                 f"{os.fsdecode(min(shared))}{f', {unlike} of them with two labels' if unlike else ''}: {harm}."
             )
-    return found
+    held_out = labels[id(val)].keys()
+    apart = all(held_out.isdisjoint(labels[id(images)]) for images in (train, test))
+    return found, apart
 
 
 def _repeats(images: ImageList, paths: list[bytes], label: dict[bytes, int]) -> str:

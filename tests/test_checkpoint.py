@@ -170,6 +170,7 @@ OPTIMIZER = {"state": {0: {"momentum_buffer": torch.zeros(1)}}, "param_groups": 
         ("best", 0.5, ["0.5", float("inf"), True]),
         ("seed", 1, ["1", 2**64]),
         ("cls_num_list", [5, 5], [5, ["5"], [5.0], [-1]]),
+        ("precision", "bf16", ["fp8", 16, ["fp32"]]),
         ("class_map", [1, 0], ["10", [None]]),
         ("config", {"name": "x"}, [[1], "x", {1: 2}, {"name": torch.zeros(1)}]),
         ("selected_by", "the last so far", [3, "x" * 20_000]),

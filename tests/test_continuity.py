@@ -207,6 +207,20 @@ def test_states_that_do_not_fit_are_one_sentence(started, entry, value):
         train(started["config"], resume=started["last"])
 
 
+def test_a_config_that_is_not_understood_gives_way_to_ones_own(started):
+    content = load_checkpoint(started["last"])
+    content["config"] |= {"trainer": [], "visualization": {}}
+    save_checkpoint(started["last"], content)
+    config = {**started["config"], "optimizer": {**content["config"]["optimizer"]}}
+    with pytest.raises(UserError, match="visualization"):
+        train(config, resume=started["last"])
+    del content["config"]["visualization"]
+    save_checkpoint(started["last"], content)
+    with pytest.raises(UserError, match="its config cannot be compared .*--allow_changes"):
+        train(config, resume=started["last"])
+    assert train(config, resume=started["last"], allow_changes=True)["epoch"] == 2
+
+
 def test_defaults_are_filled_in(small_run):
     complete = make_config(small_run["config"]).complete()
     assert complete["data_loader"]["args"]["shuffle"] is True and complete["trainer"]["mixup_alpha"] == 0.0

@@ -37,10 +37,13 @@ def changes(checkpoint: Mapping, config: ConfigParser, counts: list[int], finger
         fingerprint: of the training images (BaseDataLoader.fingerprint).
     """
     before = config_of(checkpoint)
-    found = []
-    if before:
-        old, new = DEFAULTS | make_config(before).complete(), DEFAULTS | config.complete()
-        for path, (was, now) in differences(old, new).items():
+    found: list[str] = []
+    try:
+        old = DEFAULTS | make_config(before).complete()
+    except UserError as error:
+        old, found = {}, [f"its config cannot be compared ({error})"]
+    if before and old:
+        for path, (was, now) in differences(old, DEFAULTS | config.complete()).items():
             if path in NOT_FREE or not any(path == free or path.startswith(f"{free};") for free in FREE):
                 found.append(f"{path} was {was} and is {now}")
     trained_on = checkpoint.get("cls_num_list")

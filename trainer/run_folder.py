@@ -37,7 +37,9 @@ def choose_run_dir(
         before = checkpoint.get("config") or {}
         last = resume.parent / "last.pth"
         further = last != resume and _epoch(last) > (checkpoint["epoch"] or 0)
-        moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != (
+        section = before.get("trainer")
+        save_dir = section.get("save_dir") if isinstance(section, Mapping) else None
+        moved = (before.get("name"), save_dir) != (
             config["name"],
             config["trainer"].get("save_dir"),
         )

@@ -16,6 +16,7 @@ from trainer.build import (
 )
 from trainer.continuity import check_continuity
 from trainer.devices import choose_device, device_name
+from trainer.precision import choose_precision
 from trainer.registry import TRAINERS, log_without_effect, make_config
 from trainer.run_folder import choose_run_dir, create_run_dir
 from utils import distributed
@@ -49,6 +50,15 @@ def training_config(config: Mapping, checkpoint: Mapping | None = None, source: 
     for section in SECTIONS:
         checked[section]  # names the first that is missing
     return checked
+
+
+def precision_so_far(checkpoint: Mapping | None) -> str | None:
+    """The precision that a run was trained in up to its checkpoint; None for a new run."""
+    if checkpoint is None:
+        return None
+    section = config_of(checkpoint).get("trainer")
+    written = section.get("precision", "fp32") if isinstance(section, Mapping) else "fp32"
+    return checkpoint.get("precision", written)  # before "auto" there was no record
 
 
 def train(
@@ -85,6 +95,7 @@ def train(
     seed = checked.get("seed", 1)
     seed_everything(seed)
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))
+    options.precision = choose_precision(options.precision, chosen_device, precision_so_far(checkpoint))
     loader = build_loader(checked, chosen_device)
     fingerprint = loader.fingerprint()
     if checkpoint:

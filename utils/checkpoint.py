@@ -251,6 +251,7 @@ ENTRIES: dict[str, Callable[[object], bool]] = {
     "seed": _whole(),
     "selected_by": _text,
     "device": _text,
+    "precision": lambda value: value in ("fp32", "bf16", "fp16"),
     "best": _number,
     "best_epoch": _whole(),
     "checks_since_best": _whole(),

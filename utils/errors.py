@@ -34,6 +34,9 @@ class Interrupted(UserError):
     status = 130
 
 
+SHOWN = 60  # valid names in a message
+
+
 def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
     """Error for a name that is not among the valid ones; names the choices and the nearest of them.
 
@@ -45,4 +48,5 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
     valid = sorted(valid)
     nearest = get_close_matches(str(name)[:200], valid, n=1, cutoff=0.5)
     hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
-    return UserError(f'Unknown {what} "{str(name)[:200]}": {hint}Valid: {", ".join(valid) or "none"}.')
+    rest = f" and {len(valid) - SHOWN} more" if len(valid) > SHOWN else ""
+    return UserError(f'Unknown {what} "{str(name)[:200]}": {hint}Valid: {", ".join(valid[:SHOWN]) or "none"}{rest}.')
