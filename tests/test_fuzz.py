@@ -43,6 +43,9 @@ fuzzed = settings(
 )
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
     """The log of ten thousand cases is nobody's to read."""
