@@ -33,7 +33,7 @@ from trainer.results import Results
 from trainer.run_folder import results_dir
 from utils.checkpoint import load_checkpoint, sha256
 from utils.errors import UserError
-from utils.parse_config import ConfigParser
+from utils.parse_config import ConfigParser, differences
 from utils.reference_config import config_of
 from utils.report import make_folder
 
@@ -116,18 +116,14 @@ def is_trained(checkpoint: dict) -> bool:
     return checkpoint["epoch"] >= options.epochs or stopped_early
 
 
-def first_difference(before: dict, now: dict, path: str = "") -> str | None:
+def first_difference(before: dict, now: dict) -> str | None:
     """The first value in which two trainings differ, as "path before, now".
 
     Where runs are saved and what is tested do not count.
     """
-    for key in sorted(before.keys() | now.keys()):
-        here, old, new = f"{path}{key}", before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            if found := first_difference(old, new, f"{here};"):
-                return found
-        elif old != new and here not in ("trainer;save_dir", "data_loader;args;distributions"):
-            return f"{here} {json.dumps(old)}, now {json.dumps(new)}"
+    for path, (old, new) in differences(before, now).items():
+        if path not in ("trainer;save_dir", "data_loader;args;distributions"):
+            return f"{path} {json.dumps(old)}, now {json.dumps(new)}"
     return None
 
 

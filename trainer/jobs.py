@@ -1,6 +1,7 @@
 """What the scripts do: each job from plain options to files, a table on the console and the content of the results."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from trainer.registry import make_config
 from trainer.results import save_results
 from trainer.run_folder import create_results_dir
 from trainer.training import train
-from utils.checkpoint import write_atomically
+from utils.checkpoint import write_together
 from utils.errors import UserError
 from utils.logger import get_logger
 
@@ -26,7 +27,13 @@ RECOMMENDED = {"averaged_views": 4, "aggregator": {"type": "PriorAggregator", "a
 
 def run_train(options: Options) -> dict:
     """Returns the last epoch's values and the paths of the checkpoints."""
-    return train(options.config, resume=options.checkpoint, device=options.device, run_id=options.run_id)
+    return train(
+        options.config,
+        resume=options.checkpoint,
+        device=options.device,
+        run_id=options.run_id,
+        allow_changes=options.allow_changes,
+    )
 
 
 def run_test(options: Options) -> dict:
@@ -88,8 +95,11 @@ def run_predict_folder(options: Options) -> dict:
         record["calibration"] = predictions.calibration
     if run.mild_views:
         record["averaged_views"] = run.averaged_views
-    write_atomically(folder / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
-    write_atomically(folder / "weights.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    written = {
+        "predictions.csv": os.fsencode(table.to_csv(index=False, float_format="%.4f")),
+        "weights.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
+    }
+    write_together(folder, written)
     weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])
     get_logger().info(
         f"{len(table)} images" + (f", expert weights {weights}" if weights else "") + ". Most frequent classes:\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from utils import distributed
 from utils.checkpoint import load_checkpoint, write_atomically
 from utils.errors import UserError
+from utils.logger import get_logger
 from utils.parse_config import ConfigParser
 from utils.report import make_folder
 
@@ -27,20 +28,34 @@ def choose_run_dir(
         checkpoint: its content.
         run_id: name of the folder; None for date and time.
     """
+    name = Path(config["name"])
+    if not name.parts or name.is_absolute() or ".." in name.parts:
+        raise UserError(f'"name" in the config is "{name}": give the name of a folder below save_dir.')
     new = save_dir / config["name"] / (run_id or datetime.now().strftime("%m%d_%H%M%S"))
     goes_on = False
     if checkpoint and resume and not run_id and (resume.parent / "config.json").exists():
         before = checkpoint.get("config") or {}
         last = resume.parent / "last.pth"
-        further = (
-            last.exists() and last != resume and (load_checkpoint(last)["epoch"] or 0) > (checkpoint["epoch"] or 0)
-        )
-        moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != (
+        further = last != resume and _epoch(last) > (checkpoint["epoch"] or 0)
+        section = before.get("trainer")
+        save_dir = section.get("save_dir") if isinstance(section, Mapping) else None
+        moved = (before.get("name"), save_dir) != (
             config["name"],
             config["trainer"].get("save_dir"),
         )
         goes_on = not further and not moved
     return distributed.from_first_process(resume.parent if goes_on else new)
+
+
+def _epoch(last: Path) -> int:
+    """How far a last.pth has come; 0 where there is none, or a damaged one, which then is replaced."""
+    if not last.exists():
+        return 0
+    try:
+        return load_checkpoint(last)["epoch"] or 0
+    except UserError as error:
+        get_logger().warning(f"{error} It will be replaced.")
+        return 0
 
 
 def create_run_dir(config: ConfigParser, run_dir: Path, resume: Path | None) -> None:
@@ -69,10 +84,26 @@ def create_results_dir(checkpoint: Path, job: str, output: Path | None = None) -
     """Folder of a job's results: `output`, or results/CHECKPOINT/JOB beside the checkpoint.
 
     Called once config and checkpoint are known to be right, and before anything is computed that could be lost.
+
+    Raises:
+        UserError: it cannot be created, or holds results of another job.
     """
     folder = output or results_dir(checkpoint, job)
     make_folder(folder)
+    other = job_of(folder)
+    if other not in (None, job):
+        raise UserError(f"{folder} holds results of {other}: give another --output for those of {job}.")
     return folder
+
+
+def job_of(folder: Path) -> str | None:
+    """The job whose results a folder holds; None where there are none, or of an earlier version."""
+    try:
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    job = content.get("job") if isinstance(content, dict) else None
+    return job if isinstance(job, str) else None
 
 
 def results_dir(checkpoint: Path, job: str) -> Path:

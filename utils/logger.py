@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import distributed
+from utils.errors import printable
 
 LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 
@@ -21,7 +22,7 @@ def get_logger(verbosity: int | None = None) -> logging.Logger:
     if not logger.handlers:
         verbosity = 2 if verbosity is None else verbosity
         handler = _TqdmHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Printable("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
     if not distributed.is_main():
@@ -29,6 +30,13 @@ def get_logger(verbosity: int | None = None) -> logging.Logger:
     elif verbosity is not None:
         logger.setLevel(LEVELS.get(verbosity, logging.DEBUG))
     return logger
+
+
+class _Printable(logging.Formatter):
+    """Names from files cannot command a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 class _TqdmHandler(logging.Handler):
@@ -47,7 +55,7 @@ class file_log:
 
     def __enter__(self) -> None:
         self.handler = logging.FileHandler(self.path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
         self.logger.addHandler(self.handler)
 
     def __exit__(self, *_) -> None:
