@@ -22,6 +22,7 @@ demo: env  ## train on long-tailed digits, evaluate every test distribution, lea
 	$(BIN)/python train.py -c configs/config_digits_tade.json --run_id demo
 	$(BIN)/python test_all_cifar.py -r $(RUN)/last.pth
 	$(BIN)/python test_train_cifar.py -c configs/test_time_digits_tade.json -r $(RUN)/last.pth
+	$(BIN)/python test_train_cifar.py -c configs/test_time_digits_prior.json -r $(RUN)/last.pth -o $(RUN)/results/last/test_prior
 	$(BIN)/python examples/turning_stream.py -r $(RUN)/last.pth
 	@echo
 	@echo "Tables and plots: $(RUN)/results/last/test_all and $(RUN)/results/last/test_train"

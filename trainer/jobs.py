@@ -118,12 +118,12 @@ def check_adaptation(run: LoadedRun, options: Options) -> None:
 
 
 def run_calibrate(options: Options) -> dict:
-    """Fit a calibration on labeled images, and put it beside the checkpoint.
+    """Fit a calibration on labeled images and put it beside the checkpoint; views as RECOMMENDED unless told otherwise.
 
     Returns:
         The content of NAME.calibration.json.
     """
-    run = open_run(options)
+    run = open_run(options, RECOMMENDED)
     record = run.calibrate(options.images)
     path = calibration_path(options.checkpoint)
     save_calibration(record, path)
