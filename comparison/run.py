@@ -7,14 +7,16 @@ import multiprocessing.connection
 import os
 import shlex
 import shutil
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -30,11 +32,13 @@ from trainer.loaded_run import evaluation_config
 from trainer.registry import COMPONENTS, make_config
 from trainer.results import Results
 from trainer.run_folder import results_dir
-from utils.checkpoint import load_checkpoint, sha256
-from utils.errors import UserError
+from utils.checkpoint import load_checkpoint, position, sha256, whole_epochs
+from utils.errors import Interrupted, UserError
+from utils.lock import locked
 from utils.parse_config import ConfigParser
 from utils.reference_config import config_of
 from utils.report import make_folder
+from utils.signals import STOPPING, StopSignals, signal_status
 
 METHODS = ("softmax", "ride", "tade")
 JOBS = {"test_all": run_test_all, "test_train": run_test_train}
@@ -79,7 +83,7 @@ def finish_training(run: Run) -> None:
             "the options it was started with."
         )
     if not is_trained(checkpoint):
-        announce(f"{run}: training goes on after epoch {checkpoint['epoch']} of {config['trainer']['epochs']}")
+        announce(f"{run}: training goes on after epoch {position(checkpoint)}; {config['trainer']['epochs']} in all")
         train(resume=last, device=run.device)
 
 
@@ -107,7 +111,7 @@ def is_trained(checkpoint: dict) -> bool:
     """Whether a run has all its epochs, or has stopped by itself."""
     options = trained_config(checkpoint).build("trainer")
     stopped_early = bool(options.early_stop) and checkpoint["checks_since_best"] >= options.early_stop
-    return checkpoint["epoch"] >= options.epochs or stopped_early
+    return whole_epochs(checkpoint) >= options.epochs or (stopped_early and not checkpoint.get("mid_epoch"))
 
 
 def first_difference(before: dict, now: dict, path: str = "") -> str | None:
@@ -149,8 +153,22 @@ def announce(message: str) -> None:
     sys.__stdout__.flush()
 
 
+def start_worker() -> None:
+    """Start of a worker process: it stops by the same signals as a run by itself, and ends with the first process."""
+    for number in STOPPING:
+        signal.signal(number, stop_worker)
+    end_with_parent()
+
+
+def stop_worker(number: int, _: object) -> NoReturn:
+    """Outside training, which saves its state first, there is nothing to save."""
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_IGN)  # one is enough
+    raise Interrupted(f"Stopped by {signal.Signals(number).name}.", signal_status(number))
+
+
 def end_with_parent() -> None:
-    """Start of a worker process: it must not outlive the one that started it, not even if that one is killed."""
+    """A worker process must not outlive the one that started it, not even if that one is killed."""
 
     def wait() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
@@ -180,9 +198,10 @@ def finish_all(runs: Sequence[Run], jobs: int) -> dict[Run, UserError]:
     os.environ.update(WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)})
     failures = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, end_with_parent, max_tasks_per_child=1) as executor:
-        pending = {executor.submit(finish, run, threads): run for run in runs}
+    with StopSignals(stop_waiting), ProcessPoolExecutor(jobs, context, start_worker, max_tasks_per_child=1) as executor:
+        pending = {}
         try:
+            pending |= {executor.submit(finish, run, threads): run for run in runs}
             for future in as_completed(pending):
                 run = pending[future]
                 try:
@@ -196,10 +215,27 @@ def finish_all(runs: Sequence[Run], jobs: int) -> dict[Run, UserError]:
                 except UserError as error:
                     failures[run] = error
                     announce(f"{run}: {error}")
-        except KeyboardInterrupt:
-            announce("Stopped. Start again with the same options to go on.")
-            os._exit(130)  # without waiting for the workers, which end with this process
+        except StopWaiting as stop:
+            announce("Stopping: the runs at work finish their step and save it.")
+            executor.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)
+            wait(pending)
+            raise Interrupted(
+                "Stopped. Start again with the same options to go on.", signal_status(stop.number)
+            ) from None
     return failures
+
+
+class StopWaiting(BaseException):
+    """A signal asks to stop: raised in the handler, since waiting for a run lasts long."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+def stop_waiting(number: int) -> None:
+    raise StopWaiting(number)
 
 
 def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
@@ -234,28 +270,6 @@ def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
     cost = cost_table(costs, {key: cost_of(run.config()).loc["total"] for key, run in first.items()})
     commands = [line for run in reversed(first.values()) for line in run.commands]
     announce(write_comparison(output, rows, cost, command, note, commands))
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold a folder against a second comparison. (Windows has no such locks; there it is up to the user.)
-
-    Raises:
-        UserError: another one is at work there.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(output / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another reproduce.py is at work in {output}: wait for it, or choose another --output."
-            ) from error
-        yield
 
 
 def check_data(runs: list[Run]) -> None:
@@ -328,7 +342,7 @@ def main(description: str, arguments: list[str] | None = None) -> int:
     )
     jobs = min(args.jobs or jobs_at_once(runs, args.device), len(runs))
     make_folder(output)
-    with locked(output):
+    with locked(output, "choose another --output"):
         check_data(runs)
         announce(f"{len(runs)} runs, {jobs} at a time; each writes a log beside its folder in {output}.")
         failures = finish_all(runs, jobs)

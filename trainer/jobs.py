@@ -1,6 +1,7 @@
 """What the scripts do: each job from plain options to files, a table on the console and the content of the results."""
 
 import json
+from pathlib import Path
 
 from trainer.adaptation import adapt, new_aggregator
 from trainer.build import aggregator_section
@@ -8,9 +9,10 @@ from trainer.command_line import Options
 from trainer.evaluation import evaluate, evaluate_test_set
 from trainer.loaded_run import LoadedRun, load_run
 from trainer.prediction import predict
-from trainer.results import save_results
-from trainer.run_folder import create_results_dir
+from trainer.results import Predictions, save_results
+from trainer.run_folder import results_folder
 from trainer.training import train
+from utils import distributed
 from utils.checkpoint import write_atomically
 from utils.logger import get_logger
 
@@ -23,24 +25,24 @@ def run_train(options: Options) -> dict:
 def run_test(options: Options) -> dict:
     """Returns the content of results.json, with the one distribution "uniform"."""
     run = open_run(options)
-    folder = create_results_dir(options.checkpoint, "test", options.output)
-    return save_results(evaluate_test_set(run), folder, "test")
+    with results_folder(options.checkpoint, "test", options.output) as folder:
+        return save_results(evaluate_test_set(run), folder, "test")
 
 
 def run_test_all(options: Options) -> dict:
     """Returns the content of results.json."""
     run = open_run(options)
-    folder = create_results_dir(options.checkpoint, "test_all", options.output)
-    return save_results(evaluate(run), folder, "test_all")
+    with results_folder(options.checkpoint, "test_all", options.output) as folder:
+        return save_results(evaluate(run), folder, "test_all")
 
 
 def run_test_train(options: Options) -> dict:
     """Returns the content of results.json."""
     run = open_run(options)
     check_adaptation(run, options)
-    folder = create_results_dir(options.checkpoint, "test_train", options.output)
-    results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
-    return save_results(results, folder, "test_train")
+    with results_folder(options.checkpoint, "test_train", options.output) as folder:
+        results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
+        return save_results(results, folder, "test_train")
 
 
 def run_predict_folder(options: Options) -> dict:
@@ -54,8 +56,13 @@ def run_predict_folder(options: Options) -> dict:
     run = open_run(options)
     check_adaptation(run, options)
     run.loader.with_test_images(options.images)
-    folder = create_results_dir(options.checkpoint, "predict", options.output)
-    predictions = predict(run, options.images, run.make_aggregator, options.stream, options.stream_batch)
+    with results_folder(options.checkpoint, "predict", options.output) as folder:
+        predictions = predict(run, options.images, run.make_aggregator, options.stream, options.stream_batch)
+        return distributed.by_first_process(lambda: save_predictions(run, predictions, options, folder))
+
+
+def save_predictions(run: LoadedRun, predictions: Predictions, options: Options, folder: Path) -> dict:
+    """Write predictions.csv and weights.json, and say what was predicted most; returns the content of weights.json."""
     table, learning = predictions.table(), dict(predictions.learning)
     record = {
         "weights": learning.pop("weights", None),

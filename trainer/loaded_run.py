@@ -82,13 +82,13 @@ class LoadedRun:
 
     @cached_property
     def test_logits(self) -> Tensor:
-        """Expert logits of all test images in their order, [N, E, C], on the CPU.
+        """Expert logits of all test images in their order, [N, E, C], on the CPU. Several processes share the work.
 
         Of the un-augmented images, or with `averaged_views` in the config their mean over these views.
         """
         if views := self.mild_views:
             return mean_logits(self.network, self.loader.mild_view_batches, views, self.device, "test images")
-        return expert_logits(self.network, self.loader.test_batches(), self.device, "test images")
+        return expert_logits(self.network, self.loader.test_batches(), self.device, "test images", shared=True)
 
     @cached_property
     def targets(self) -> Tensor:

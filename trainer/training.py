@@ -1,9 +1,11 @@
 """A training run from its config to its last checkpoint."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from model.freeze import freeze
+from model.sync_batchnorm import synchronize_batch_norm
 from trainer.build import (
     build_loader,
     build_loss,
@@ -15,7 +17,7 @@ from trainer.build import (
 )
 from trainer.devices import choose_device, device_name
 from trainer.registry import TRAINERS, log_without_effect, make_config
-from trainer.run_folder import choose_run_dir, create_run_dir
+from trainer.run_folder import choose_run_dir, run_folder
 from utils import distributed
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -81,7 +83,10 @@ def train(
     seed_everything(seed)
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))
     loader = build_loader(checked, chosen_device)
+    loader.check_shards()
     network = build_network(checked, loader.num_classes, chosen_device)
+    if options.sync_batchnorm and distributed.world_size() > 1:
+        synchronize_batch_norm(network)
     criterion = build_loss(checked, loader.cls_num_list).to(chosen_device)
     frozen = freeze(network, checked.get("freeze", []))
     optimizer = checked.build("optimizer", parameter_groups(checked, network))
@@ -111,12 +116,13 @@ def train(
     )
     if checkpoint:
         trainer.resume(checkpoint, resume)
-    create_run_dir(checked, run_dir, resume)
-    logger.info(
-        f"{checked['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
-        f"{len(loader)} batches an epoch. Run folder: {run_dir}"
-    )
-    results = trainer.train()
+    with ExitStack() as stack:
+        distributed.by_first_process(lambda: stack.enter_context(run_folder(checked, run_dir, resume)))
+        logger.info(
+            f"{checked['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
+            f"{len(loader)} batches an epoch. Run folder: {run_dir}"
+        )
+        results = trainer.train()
     if distributed.is_main():
         logger.info(f"Done. Last epoch: {results['last']}" + (f", best: {results['best']}" if results["best"] else ""))
     return results

@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import types
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -94,6 +95,18 @@ def load_checkpoint(path: str | Path) -> dict:
         raise _not_whole(path) from error
 
 
+def whole_epochs(checkpoint: Mapping) -> int:
+    """Epochs that a checkpoint has whole: one that was saved in an epoch has those before it."""
+    return (checkpoint["epoch"] or 0) - bool(checkpoint.get("mid_epoch"))
+
+
+def position(checkpoint: Mapping) -> str:
+    """When a checkpoint was saved: "3" is after epoch 3, "3, step 12 of 40" in it."""
+    if progress := checkpoint.get("mid_epoch"):
+        return f"{checkpoint['epoch']}, step {progress['step']} of {progress['steps']}"
+    return str(checkpoint.get("epoch"))
+
+
 def sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -140,10 +153,24 @@ def _normalize(content: dict, path: Path) -> dict:
         not isinstance(config, dict | None)
         or not isinstance(counts, list | None)
         or not isinstance(content.get("epoch"), int | None)
+        or not _is_progress(content.get("mid_epoch"))
     ):
         raise _not_whole(path)
     content["model"] = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return content
+
+
+def _is_progress(progress: object) -> bool:
+    """Whether this may be the entry "mid_epoch" of a checkpoint."""
+    if progress is None:
+        return True
+    return (
+        isinstance(progress, dict)
+        and all(isinstance(progress.get(key), int) for key in ("step", "steps"))
+        and isinstance(progress.get("processes"), list)
+        and bool(progress["processes"])
+        and all(isinstance(own, dict) for own in progress["processes"])
+    )
 
 
 def _not_whole(path: Path) -> UserError:
