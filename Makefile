@@ -4,11 +4,11 @@ VENV ?= .venv
 RUN = saved/Digits_LT_TADE/demo
 BIN = $(VENV)/bin
 
-.PHONY: help env demo test lint clean
+.PHONY: help env demo test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:  ## explain every target
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(VENV)/.ready  ## make the environment and install requirements.txt
 
@@ -33,6 +33,9 @@ lint: env  ## check style, layout, imports and types
 
 test: lint  ## lint, then run the tests
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test-slow: env  ## the tests that `make test` leaves out because they last: kills at random moments
+	$(BIN)/python -m pytest -m slow -s
 
 clean:  ## remove the environment and caches (not data/ or saved/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -218,7 +219,9 @@ class BaseTrainer(ABC):
         validated = epoch % self.options.valid_period == 0 or epoch == self.options.epochs
         if validated:
             values |= self._validated(epoch)
-        self.scheduler.step()
+        with warnings.catch_warnings():  # stopped after its last step, an epoch has none left for the resumed run
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
+            self.scheduler.step()
         self.logger.info(
             "  ".join(
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items() if v is not None
@@ -268,7 +271,7 @@ class BaseTrainer(ABC):
         name = signal.Signals(number).name
         error = Interrupted(f"Stopped by {name}. {self._how_to_go_on()}", signal_status(number))
         error.shared = True
-        raise error
+        raise error from None
 
     def _limit_patience(self, number: int) -> None:
         """Told to stop, a process does not wait for ever for the others, which may be dead."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import threading
 from pathlib import Path
 
 from tqdm import tqdm
@@ -89,6 +90,12 @@ def progress(iterable, description: str, total: int | None = None, unit: str = "
     )
 
 
+def _forgive_tensorboard(problem: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises its error again where something is logged: it need not be printed as well."""
+    if not (type(problem.thread).__module__.startswith("tensorboard.") and issubclass(problem.exc_type, OSError)):
+        threading.__excepthook__(problem)
+
+
 class TensorBoardLog:
     """torch's SummaryWriter, or nothing when switched off or in a process other than the first."""
 
@@ -97,6 +104,7 @@ class TensorBoardLog:
         if enabled and distributed.is_main():
             from torch.utils.tensorboard import SummaryWriter
 
+            threading.excepthook = _forgive_tensorboard
             try:
                 self.writer = SummaryWriter(str(folder))
             except OSError as error:
