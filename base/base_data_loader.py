@@ -38,6 +38,8 @@ class BaseDataLoader(ABC):
     balanced: bool = False
     #: Whether a mirrored image keeps its class.
     mirror: bool = True
+    #: Whether the images of `split_validation` are neither training nor test images.
+    has_held_out_validation: bool = False
 
     def __init__(self, batch_size: int):
         if batch_size < 1:
@@ -163,6 +165,32 @@ class BaseDataLoader(ABC):
         Raises:
             UserError: these images cannot be used.
         """
+
+    @abstractmethod
+    def with_labeled_images(self, images: Any) -> Self:
+        """The same with labeled images, which the network was not trained on: `test_batches` has their labels.
+
+        Args:
+            images: what the class takes: a list file or a folder of class folders.
+
+        Raises:
+            UserError: these images cannot be used, or some were trained on.
+        """
+
+    @abstractmethod
+    def with_validation_images(self) -> Self:
+        """A copy of this loader whose test images are the held-out validation images, with their labels.
+
+        Raises:
+            UserError: there are none (`has_held_out_validation`).
+        """
+
+    def _check_held_out_validation(self) -> None:
+        if not self.has_held_out_validation:
+            raise UserError(
+                "The data have no validation images that are neither training nor test images: train with "
+                "data_loader;args;val_fraction=0.05, or give labeled images of your own."
+            )
 
     def _check_test_labels(self) -> None:
         if not self.has_test_labels:

@@ -34,7 +34,8 @@ class TrainerOptions:
         early_stop: stop after so many validations without an improvement of the monitored value; 0 never.
         valid_period: validate every so many epochs, and after the last.
         log_step: batches between two readings of the running loss.
-        precision: "fp32", "bf16" or "fp16" (mixed precision, parameters stay in float32).
+        precision: "fp32", "bf16" or "fp16" (mixed precision: parameters, classifiers and the loss stay in float32), or
+            "auto": bf16 where the processor is made for it, else fp32 (trainer/precision.py).
         compile: run the network through torch.compile.
         mixup_alpha: train on mixtures of two images and of their losses, lambda ~ Beta(alpha, alpha) a batch
             (Zhang et al., ICLR 2018, arXiv 1710.09412); 0 for none.
@@ -71,8 +72,8 @@ class TrainerOptions:
             raise ValueError(f"mixup_alpha must be at least 0, not {self.mixup_alpha}")
         if self.on_nan not in ("stop", "skip") or self.nan_limit < 0:
             raise ValueError('on_nan must be "stop" or "skip", and nan_limit at least 0')
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise ValueError(f'precision must be "fp32", "bf16" or "fp16", not "{self.precision}"')
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise ValueError(f'precision must be "auto", "fp32", "bf16" or "fp16", not "{self.precision}"')
         if self.early_stop < 0 or (self.early_stop and self.monitor == "off"):
             raise ValueError("early_stop must be at least 0, and 0 where nothing is monitored")
         mode, _, key = self.monitor.partition(" ")
@@ -97,7 +98,7 @@ class BaseTrainer(ABC):
     Args:
         model: the network, without any wrapper, on its device.
         optimizer, scheduler: the scheduler is stepped once an epoch.
-        options: section `trainer` of the config.
+        options: section `trainer` of the config, its precision chosen (not "auto").
         run_dir: folder of this run; exists.
         extra_state: plain values every checkpoint carries: config, class counts, class map, seed.
     """
@@ -342,6 +343,7 @@ class BaseTrainer(ABC):
             "best_epoch": self.best_epoch,
             "checks_since_best": self.checks_since_best,
             "seconds": self.seconds + time.perf_counter() - self._sitting,
+            "precision": self.options.precision,
             **self.extra_state,
         }
 

@@ -10,10 +10,7 @@ Images are random numbers in CIFAR's shape (speed does not depend on what they s
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,8 +20,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
-from data_loader.datasets import ImageSet  # noqa: E402
+from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
 from data_loader.tensor_transforms import normalize  # noqa: E402
 from model.inference import inference_copy  # noqa: E402
 from model.model import ResNet32Model  # noqa: E402
@@ -37,17 +33,6 @@ from utils.logger import get_logger  # noqa: E402
 from utils.torchvision_import import torchvision  # noqa: E402
 
 BATCH = 128
-
-
-class RandomCIFAR100(ImbalanceCIFAR100DataLoader):
-    """As many random images of each class as asked for."""
-
-    per_class: int
-
-    def load(self, train: bool) -> ImageSet:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (100 * self.per_class, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return ImageSet(images, torch.arange(100).repeat_interleave(self.per_class))
 
 
 def sgd(parameters):
@@ -160,27 +145,13 @@ def main() -> None:
         results[job] = {"plain_seconds": plain, "our_seconds": ours, "ratio": ratio}
         print(f"{job:<20} plain {plain:7.2f} s   here {ours:6.2f} s   {ratio:5.1f} times faster", flush=True)
     if args.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(
-            json.dumps(
-                {
-                    "command": "python " + " ".join(sys.argv),
-                    "commit": commit,
-                    "torch": torch.__version__,
-                    "device": torch.cuda.get_device_name(device)
-                    if device.type == "cuda"
-                    else platform.processor() or "CPU",
-                    "threads": torch.get_num_threads(),
-                    "images": args.images,
-                    "distributions": len(distributions),
-                    "repeats": args.repeats,
-                    "results": results,
-                },
-                indent=2,
-            )
-            + "\n"
-        )
+        content = {
+            "images": args.images,
+            "distributions": len(distributions),
+            "repeats": args.repeats,
+            "results": results,
+        }
+        write_record(args.output, device, content)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -77,7 +78,7 @@ def finish_training(run: Run) -> None:
         train(run.training, device=run.device, run_id=run.run_id)
         return
     checkpoint = load_checkpoint(last)
-    if difference := first_difference(trained_config(checkpoint).config, config.config):
+    if difference := first_difference(complete(trained_config(checkpoint)), complete(config)):
         raise UserError(
             f"{run.folder} holds a run with other options ({difference}): choose another --output, or give "
             "the options it was started with."
@@ -105,6 +106,11 @@ def clear_first_epoch(folder: Path) -> None:
 def trained_config(checkpoint: dict) -> ConfigParser:
     """The config that a run of a comparison was trained with."""
     return make_config(config_of(checkpoint))
+
+
+def complete(config: ConfigParser) -> dict:
+    """A training config with the trainer options it leaves out: saying a default makes no other training of it."""
+    return {**config.config, "trainer": asdict(config.build("trainer"))}
 
 
 def is_trained(checkpoint: dict) -> bool:

@@ -114,6 +114,47 @@ def subset_indices(targets: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     return np.concatenate(kept)
 
 
+def held_out_counts(counts: Sequence[int], fraction: float) -> list[int]:
+    """Training images of each class that become validation images: [C].
+
+    The fraction of each class, rounded; at least one of every class that has two or more, and never all of a class.
+
+    Args:
+        counts: training images per class, [C].
+        fraction: in [0, 1); 0 holds out none.
+
+    Raises:
+        ValueError: the fraction is out of range, or positive while no class has two images.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"val_fraction must be at least 0 and below 1 (0.05 is recommended), not {fraction}")
+    held_out = [min(max(int(n * fraction + 0.5), 1), n - 1) if fraction else 0 for n in counts]
+    if fraction and not any(held_out):
+        raise ValueError("val_fraction needs a class with two training images: leave it out")
+    return held_out
+
+
+def hold_out(targets: np.ndarray, counts: Sequence[int], fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split a training set into what is trained on and a stratified validation slice: indices [M], [N - M].
+
+    Which images it takes is part of the data's definition (SUBSET_SEED) and independent of a run's seed: an evaluation
+    with another seed must hold out what training held out, and runs with several seeds should train on the same images.
+
+    Args:
+        targets: labels of the training images, [N].
+        counts: images of each class in it, [C].
+        fraction: see `held_out_counts`.
+
+    Returns:
+        The indices of the training images in their order, and of the validation images in class order.
+
+    Raises:
+        ValueError: see `held_out_counts`.
+    """
+    held_out = subset_indices(targets, held_out_counts(counts, fraction))
+    return np.setdiff1d(np.arange(len(targets)), held_out), held_out
+
+
 def distribution_indices(
     targets: np.ndarray, cls_num_list: Sequence[int], names: Iterable[str] = CIFAR_DISTRIBUTIONS
 ) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
         imb_factor: float = 0.01,
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
+        val_fraction: float = 0.0,
     ):
         super().__init__(
             batch_size=batch_size,
@@ -38,6 +39,7 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
             distributions=distributions,
             num_workers=num_workers,
             balanced=balanced,
+            val_fraction=val_fraction,
         )
         self.data_dir = data_dir
 
@@ -81,6 +83,7 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
         imb_factor: float = 0.05,
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
+        val_fraction: float = 0.0,
     ):
         super().__init__(
             batch_size=batch_size,
@@ -89,6 +92,7 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
             distributions=distributions,
             num_workers=num_workers,
             balanced=balanced,
+            val_fraction=val_fraction,
         )
 
     def load(self, train: bool) -> ImageSet:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -80,6 +80,11 @@ class ImageList:
         """The first images of the list."""
         return ImageList(self.list_path, self.data_dir, self.text, self.offsets[: count + 1], self.targets[:count])
 
+    def select(self, indices: np.ndarray) -> "ImageList":
+        """Some images of the list, [M] indices."""
+        names = [self.text[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+        return ImageList(self.list_path, self.data_dir, b"".join(names), _offsets(names), self.targets[indices])
+
     def with_targets(self, targets: np.ndarray) -> "ImageList":
         return ImageList(self.list_path, self.data_dir, self.text, self.offsets, targets)
 
@@ -98,8 +103,31 @@ def list_folder(folder: str | Path) -> ImageList:
             "that holds some."
         )
     encoded = [path.encode() for path in sorted(paths)]
-    offsets = np.concatenate([[0], np.cumsum([len(path) for path in encoded])])
-    return ImageList(folder, folder, b"".join(encoded), offsets, np.zeros(len(paths), np.int64))
+    return ImageList(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(paths), np.int64))
+
+
+def list_class_folders(folder: str | Path, class_names: Sequence[str]) -> ImageList:
+    """All image files under a folder that holds a folder for each class, labeled by their names.
+
+    Args:
+        folder: not every class needs a folder in it.
+        class_names: in the order of the labels, [C].
+
+    Raises:
+        UserError: there is no image, or one that is in no folder with the name of a class.
+    """
+    images = list_folder(folder)
+    labels = {name: label for label, name in enumerate(class_names)}
+    folders = [name.partition("/")[0] for name in images.names()]
+    for name in folders:
+        if name not in labels:
+            raise unknown(f"class folder in {folder}", name, labels)
+    return images.with_targets(np.array([labels[name] for name in folders]))
+
+
+def _offsets(paths: Sequence[bytes]) -> np.ndarray:
+    """`offsets` of an ImageList."""
+    return np.concatenate([[0], np.cumsum([len(path) for path in paths])]).astype(np.int64)
 
 
 def _parse(data: bytes, list_path: Path) -> tuple[bytes, np.ndarray, np.ndarray]:
@@ -124,8 +152,7 @@ def _parse(data: bytes, list_path: Path) -> tuple[bytes, np.ndarray, np.ndarray]
         labels.append(int(parts[1]))
     if not paths:
         raise UserError(f"The image list {list_path} is empty: it should hold a path and a label a line.")
-    offsets = np.concatenate([[0], np.cumsum([len(path) for path in paths])])
-    return b"".join(paths), offsets, np.array(labels, np.int64)
+    return b"".join(paths), _offsets(paths), np.array(labels, np.int64)
 
 
 def decode(path: Path) -> Image.Image:

@@ -13,6 +13,8 @@ from base.base_data_loader import BaseDataLoader, EvaluationBatches
 from data_loader.class_profiles import (
     check_distributions,
     distribution_indices,
+    held_out_counts,
+    hold_out,
     long_tail_counts,
     subset_indices,
 )
@@ -38,6 +40,8 @@ class InMemoryDataLoader(BaseDataLoader):
         num_workers: accepted for the reference's configs; nothing is left for worker processes to do.
         balanced: sample classes, not images, uniformly, with replacement; an epoch has as many samples as without, and
             `shuffle` has no effect.
+        val_fraction: part of every class's training images that is not trained on but validates, see `hold_out`; 0, the
+            published protocol, has the test images validate.
     """
 
     mean: tuple[float, float, float]
@@ -53,11 +57,16 @@ class InMemoryDataLoader(BaseDataLoader):
         distributions: list[str],
         num_workers: int,
         balanced: bool = False,
+        val_fraction: float = 0.0,
     ):
         super().__init__(batch_size)
         self.shuffle = shuffle
         self.balanced = balanced
-        self.cls_num_list = long_tail_counts(self.largest_class, self.classes, imb_factor)
+        self.val_fraction = val_fraction
+        self.has_held_out_validation = val_fraction > 0
+        self.subset_counts = long_tail_counts(self.largest_class, self.classes, imb_factor)
+        held_out = held_out_counts(self.subset_counts, val_fraction)
+        self.cls_num_list = [whole - part for whole, part in zip(self.subset_counts, held_out, strict=True)]
         self.distributions = check_distributions(distributions)
         self.augmentation = CropFlipRotate(self.image_size, flip=self.mirror)
         self.views = ViewAugmentation(self.image_size, flip=self.mirror)
@@ -68,10 +77,17 @@ class InMemoryDataLoader(BaseDataLoader):
         raise NotImplementedError
 
     @cached_property
+    def _split(self) -> tuple[ImageSet, ImageSet]:
+        """The long-tailed training set, and what is held out of it."""
+        whole = self.load(train=True)
+        subset = whole.select(subset_indices(whole.targets.numpy(), self.subset_counts))
+        trained, held_out = hold_out(subset.targets.numpy(), self.subset_counts, self.val_fraction)
+        return subset.select(trained), subset.select(held_out)
+
+    @property
     def train_set(self) -> ImageSet:
         """The long-tailed training set."""
-        whole = self.load(train=True)
-        return whole.select(subset_indices(whole.targets.numpy(), self.cls_num_list))
+        return self._split[0]
 
     @cached_property
     def test_set(self) -> ImageSet:
@@ -97,15 +113,23 @@ class InMemoryDataLoader(BaseDataLoader):
             yield normalize(augmented, self.mean, self.std), targets[indices]
 
     def split_validation(self) -> EvaluationBatches:
-        """The test images: neither CIFAR nor the digits come with validation images of their own."""
-        return self.test_batches()
+        """The images held out of training; without `val_fraction` the test images, for neither CIFAR nor the digits
+        come with validation images of their own."""
+        if not self.has_held_out_validation:
+            return self.test_batches()
+        return self._batches_of(self._split[1], lambda images, part: images, "validation set")
 
     def test_batches(self) -> EvaluationBatches:
         return self._test_batches(lambda images, part: images, "test set")
 
     def _test_batches(self, change: Callable[[Tensor, slice], Tensor], source: str) -> EvaluationBatches:
-        """All test images, changed batch by batch: `change` gets images [B, 3, S, S] uint8 and which these are."""
-        images, targets = self.test_set
+        return self._batches_of(self.test_set, change, source)
+
+    def _batches_of(
+        self, image_set: ImageSet, change: Callable[[Tensor, slice], Tensor], source: str
+    ) -> EvaluationBatches:
+        """All images of a set, changed batch by batch: `change` gets [B, 3, S, S] uint8 and which these are."""
+        images, targets = image_set
 
         def batches(parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
             for part in parts:
@@ -175,4 +199,17 @@ class InMemoryDataLoader(BaseDataLoader):
         other = copy.copy(self)
         other.test_set = ImageSet(images.cpu(), torch.zeros(len(images), dtype=torch.int64))
         other.has_test_labels = False
+        return other
+
+    def with_labeled_images(self, images: object) -> Self:
+        """Refused: there are no files here that a list could name. See BaseDataLoader."""
+        raise UserError(
+            f"{type(self).__name__} reads no image files: train with data_loader;args;val_fraction=0.05 to "
+            "calibrate on what is held out, or use --calibrate_on_test of test_train_*.py."
+        )
+
+    def with_validation_images(self) -> Self:
+        self._check_held_out_validation()
+        other = copy.copy(self)
+        other.test_set = self._split[1]
         return other

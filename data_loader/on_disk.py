@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches
 from data_loader import pil_transforms
-from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices
-from data_loader.image_lists import ImageList, ListDataset, collate, list_folder
+from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices, hold_out
+from data_loader.image_lists import ImageList, ListDataset, collate, list_class_folders, list_folder
 from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
@@ -45,6 +45,8 @@ class ListDataLoader(BaseDataLoader):
             the largest class has.
         on_bad_image: in training, "stop" at a file that cannot be decoded, or "skip" it and say so. Evaluation stops.
         class_names: file with the name of one class a line, for predictions; without it, classes are called by number.
+        val_fraction: where there is no list of validation images: part of every class's training images that is not
+            trained on but validates, see `hold_out`.
 
     Raises:
         UserError: a list is missing or wrong, a class has no training image.
@@ -72,6 +74,7 @@ class ListDataLoader(BaseDataLoader):
         retain_epoch_size: bool = True,
         on_bad_image: str = "stop",
         class_names: str | None = None,
+        val_fraction: float = 0.0,
     ):
         super().__init__(batch_size)
         if on_bad_image not in ("stop", "skip"):
@@ -91,11 +94,20 @@ class ListDataLoader(BaseDataLoader):
         self.train_images = ImageList.read(train_list, data_dir)
         self.test_images = ImageList.read(test_list, data_dir)
         own_validation = val_list not in (None, test_list)
+        if own_validation and val_fraction:
+            raise ValueError(
+                f"val_fraction is for data without validation images, and here is {val_list}: leave it out"
+            )
         self.val_images = ImageList.read(val_list, data_dir) if own_validation else self.test_images
         self.cls_num_list = self._count_classes()
+        if val_fraction:
+            trained, held_out = hold_out(self.train_images.targets, self.cls_num_list, val_fraction)
+            self.val_images = self.train_images.select(held_out)
+            self.train_images = self.train_images.select(trained)
+            self.cls_num_list = np.bincount(self.train_images.targets).tolist()
         if self.renumber:
             self._renumber()
-        self._warn_of_shared_images()
+        self.has_held_out_validation = self._compare_lists()
         if class_names is not None:
             self.class_names = self._read_class_names(class_names)
         self._training: DataLoader | None = None
@@ -119,13 +131,15 @@ class ListDataLoader(BaseDataLoader):
             )
         return counts.tolist()
 
-    def _warn_of_shared_images(self) -> None:
-        shared = set(self.train_images.names()).intersection(self.test_images.names())
-        if shared:
+    def _compare_lists(self) -> bool:
+        """Warn of test images that are trained on; whether the validation images are neither."""
+        trained, tested = set(self.train_images.names()), self.test_images.names()
+        if shared := trained.intersection(tested):
             get_logger().warning(
                 f"{len(shared)} images are in both {self.train_images.list_path} and "
                 f"{self.test_images.list_path}, such as {min(shared)}: accuracy will be too high."
             )
+        return self.val_images is not self.test_images and trained.union(tested).isdisjoint(self.val_images.names())
 
     def _read_class_names(self, path: str) -> list[str]:
         """The name of every class, in the order of the labels used here."""
@@ -158,9 +172,41 @@ class ListDataLoader(BaseDataLoader):
             raise UserError(
                 f"{type(self).__name__} reads image files: give a folder or an ImageList, not {type(images).__name__}."
             )
-        other = copy.copy(self)
-        other.test_images = images.with_targets(np.zeros(len(images), np.int64))
+        other = self._with_test_list(images.with_targets(np.zeros(len(images), np.int64)))
         other.has_test_labels = False
+        return other
+
+    def with_labeled_images(self, images: str | Path) -> Self:
+        """A copy of this loader whose test images are others, labeled; this loader stays as it is.
+
+        Args:
+            images: a list file like the training list, its paths relative to the same folder or absolute, its labels
+                the data set's own; or a folder that holds folders with the names of classes.
+
+        Raises:
+            UserError: the list or the folder is wrong, or an image is in the training list.
+        """
+        if Path(images).is_dir():
+            labeled = list_class_folders(images, self.class_names)
+        else:
+            labeled = ImageList.read(images, self.train_images.data_dir)
+            labeled.check_labels(self.num_classes)
+            if self.class_map:
+                labeled = labeled.with_targets(np.argsort(self.class_map)[labeled.targets])
+        if shared := places(self.train_images).intersection(places(labeled, links=True) | places(labeled)):
+            raise UserError(
+                f"{len(shared)} images of {images} were trained on, such as {min(shared)}: give labeled images that "
+                "were not."
+            )
+        return self._with_test_list(labeled)
+
+    def with_validation_images(self) -> Self:
+        self._check_held_out_validation()
+        return self._with_test_list(self.val_images)
+
+    def _with_test_list(self, images: ImageList) -> Self:
+        other = copy.copy(self)
+        other.test_images = images
         other._training = None
         other._batches = EpochBatches()
         return other
@@ -168,8 +214,7 @@ class ListDataLoader(BaseDataLoader):
     def _renumber(self) -> None:
         """Number the classes by falling training frequency; equally frequent ones keep their order."""
         order = np.argsort(-np.array(self.cls_num_list), kind="stable")
-        new = np.empty(len(order), np.int64)
-        new[order] = np.arange(len(order))
+        new = np.argsort(order)
         self.class_map = order.tolist()
         self.cls_num_list = [self.cls_num_list[label] for label in order]
         same = self.val_images is self.test_images
@@ -293,6 +338,13 @@ def fetched(batches: DataLoader) -> Iterator:
         ) from error
 
 
+def places(images: ImageList, links: bool = False) -> set[str]:
+    """Where the files of a list lie, to compare lists; `links`: with symbolic links of the files followed."""
+    folder = os.path.realpath(images.data_dir)
+    paths = (os.path.normpath(os.path.join(folder, name)) for name in images.names())
+    return {os.path.realpath(path) for path in paths} if links else set(paths)
+
+
 def _seeds(count: int, generator: torch.Generator) -> list[int]:
     return torch.randint(2**62, (count,), generator=generator).tolist()
 
@@ -310,6 +362,7 @@ class PublishedListDataLoader(ListDataLoader):
         train_list, val_list, test_list: other lists than the published ones; with another test list, the test
             distributions are chosen from it.
         distributions: names of the test distributions; by default the published ones.
+        val_fraction: as in ListDataLoader; for iNaturalist, whose validation images are its test images.
     """
 
     lists: str
@@ -333,6 +386,7 @@ class PublishedListDataLoader(ListDataLoader):
         val_list: str | None = None,
         test_list: str | None = None,
         distributions: list[str] | None = None,
+        val_fraction: float = 0.0,
     ):
         self.list_dir = Path(list_dir)
         self.own_test_list = test_list is not None
@@ -352,6 +406,7 @@ class PublishedListDataLoader(ListDataLoader):
             balanced=balanced,
             retain_epoch_size=retain_epoch_size,
             on_bad_image=on_bad_image,
+            val_fraction=val_fraction,
         )
 
     def _list(self, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Aggregator(ABC):
     """
 
     #: What `fit` and `update` want beside logits: "views" for two random views of the images.
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
 
     def __init__(self, expert_log_priors: Tensor, log_prior: Tensor):
         if expert_log_priors.ndim != 2 or log_prior.shape != expert_log_priors.shape[1:]:

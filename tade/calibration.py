@@ -77,7 +77,7 @@ def fit_calibration(
     targets: Tensor,
     log_prior: Tensor,
     label_log_prior: Tensor | None = None,
-    ridge: float = 0.1,
+    ridge: float = 4.0,
 ) -> Calibration:
     """The calibration by maximum likelihood on labeled images that the network was not trained on.
 
@@ -85,9 +85,9 @@ def fit_calibration(
     prior of the labeled images themselves, by Newton's method with step halving: the objective is concave. So the
     labeled images may have any class mix, and what is learned holds for every test prior.
 
-    The ridge counts as one prior observation with standard deviation 1/sqrt(ridge), about 3, of each number: next to
-    nothing from a hundred images on, and what holds the numbers where the images are too few or all classified
-    correctly (a would run to infinity otherwise). Standard errors come from the Hessian, ridge included.
+    The ridge counts as one prior observation with standard deviation 1/sqrt(ridge), 0.5, of each number: next to
+    nothing from a hundred images on, and what holds the numbers where the images are few or all classified correctly
+    (a would run to infinity otherwise). Standard errors come from the Hessian, ridge included.
 
     Memory is a chunk's (CHUNK scores) beside the scores; a Newton step takes six passes over them.
 

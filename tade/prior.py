@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from tade.aggregator import Aggregator, Views
+from tade.asymmetry import find_bias, interpolate, stability_asymmetry
 from tade.calibration import CHUNK, Calibration, as_calibration, standardized
 from tade.priors import EPSILON
 
 GRID = 121  # values of the skew s at which the likelihood is kept
 LARGEST_ERROR = 1.0  # a standard error of s beyond which nothing is known of it
 DEVIATION_STEPS = 200
+LARGEST_CARRIED = 0.6  # power of pi that an ensemble's logits may carry if the bias is to be found from stability
+SAME = 1e-6  # standard deviation of log pi below which all classes are equally frequent
 
 
 def prior_free_logits(logits: Tensor, expert_log_priors: Tensor) -> Tensor:
@@ -60,6 +63,7 @@ class LikelihoodAggregator(Aggregator):
 
     def reset(self) -> None:
         self.log_test_prior = torch.zeros(self.log_prior.shape, dtype=torch.float64)  # [C], up to a constant
+        self.correction = torch.zeros_like(self.log_test_prior)  # [C], added to u: a bias found without labels
         self.note: str | None = None
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -88,6 +92,7 @@ class LikelihoodAggregator(Aggregator):
     def reset_prior(self, reason: str) -> None:
         """Fall back to the prior-free ensemble."""
         self.log_test_prior = torch.zeros_like(self.log_test_prior)
+        self.correction = torch.zeros_like(self.correction)
         self.note = f"{reason}: the prior-free ensemble is used instead"
 
     def predict(self, logits: Tensor) -> Tensor:
@@ -98,7 +103,8 @@ class LikelihoodAggregator(Aggregator):
         """
         if not torch.isfinite(logits).all():
             raise ValueError("logits must be finite: the network gives values that are not numbers for these images")
-        return (self.scores(logits) + self.log_test_prior.to(logits.device, torch.float32)).log_softmax(dim=1)
+        shift = (self.log_test_prior + self.correction).to(logits.device, torch.float32)
+        return (self.scores(logits) + shift).log_softmax(dim=1)
 
     @property
     def prior(self) -> Tensor:
@@ -161,23 +167,29 @@ class PriorAggregator(LikelihoodAggregator):
     1. Skew. q_s(c) is proportional to pi_c^s: s is 1 for the training prior, 0 for uniform, below 0 for the other way
        round. The likelihood of the images is L(s) = sum_n log sum_c q_s(c) exp(u_n(c)) (Saerens et al., 2002, section
        2.2, whose q is free; here one number). s maximizes it within -`bound`..`bound`: L is taken at GRID values of s,
-       the best is refined by the parabola through it and its neighbors, and its standard error is
-       1 / sqrt(-L''(s)). The error is that of sampling images; it knows nothing of a bias of the scores, which a
-       calibration takes away.
-    2. Class by class. log q = slope * z + e with e ~ N(0, 1) for each class and z the standardized log pi, by maximum a
+       the best is refined by the parabola through it and its neighbors.
+    2. Bias. A long-trained network has overfitted its rare classes and under-scores them on new images: u is off by
+       -beta log pi. A calibration takes that away. Without one, and with two random views of the images, beta is found
+       from the stability of predictions (`tade.asymmetry.find_bias`), and u + beta log pi takes the place of u in step
+       1. Not where the experts' mean carries more than log pi to the power of LARGEST_CARRIED: on a plain network
+       (Softmax) the gauge is off by far.
+    3. Class by class. log q = slope * z + e with e ~ N(0, 1) for each class and z the standardized log pi, by maximum a
        posteriori: L - |e|^2 / 2 is maximized by LBFGS. Then r is e without its mean and its regression on z, and is
        believed as far as its variance is more than the class-wise miscalibration's: kappa = max(0, 1 - `class_noise`^2
        / var(r)) (the shrinkage of James and Stein). The answer is
        log q = (1 - kappa) * s log pi + kappa * (slope z + r). With few images e stays near 0 and kappa is 0. With two
        classes r is always 0.
 
+    The standard error of s is that of sampling images, 1 / sqrt(-L''(s)), and with step 2 that of beta beside it.
+    Without a calibration and without views, s carries the bias of the scores, of which its error knows nothing.
+
     It falls back to the prior-free ensemble, and says so in "note", where logits are not finite, where all images are
     predicted as one class (one image always is), and where s stays unknown: a standard error above LARGEST_ERROR. Where
     the likelihood still rises at the bound of s, s is taken as 0, and the class-wise part is kept.
 
-    What is kept between calls: L at GRID values of s, the predicted images of each class [C], and, for the class-wise
-    part, the likelihoods of the latest `buffer` images, [buffer, C] in float32. A `fit` uses all images it is given for
-    both parts, beside what was kept.
+    What is kept between calls: L at GRID values of s, the predicted images of each class [C], and of the latest
+    `buffer` images their likelihoods [buffer, C] in float32 for step 3, and [buffer, GRID] for step 2. A `fit` uses all
+    images it is given, beside what was kept.
 
     Cost: `fit` makes one float32 array [N, C], multiplies it by [C, GRID] once, and reads it twice for each LBFGS
     evaluation (at most DEVIATION_STEPS iterations; 20 to 60 are usual). 24,426 images of 8142 classes: 1.4 GiB beside
@@ -186,13 +198,16 @@ class PriorAggregator(LikelihoodAggregator):
 
     Args:
         expert_log_priors, log_prior, calibration: see LikelihoodAggregator. E is 1 or more, C is 2 or more.
-        classwise: whether to do step 2.
+        debias: whether to do step 2, where no calibration is given. Views are asked for then; `fit` and `update`
+            without them leave it out.
+        bias_scale: standard deviation of the prior of beta, for one standard deviation of log pi, in natural-log units.
+        classwise: whether to do step 3.
         class_noise: standard deviation over the classes of how much a class's scores are off, in natural-log units. On
             CIFAR100-LT, where the test prior follows pi, r alone has one of 0.65 to 0.9; on free shifts 0.8 to 1.5.
         bound: largest |s|.
         forgetting: what an image counts for relative to the one after it in `update`, in 0..1: 1 forgets nothing, 0.999
             remembers about 1000 images. `fit` counts all its images fully.
-        buffer: images kept for the class-wise part.
+        buffer: images kept for steps 2 and 3.
 
     Raises:
         ValueError: an argument is out of range; see LikelihoodAggregator.
@@ -203,19 +218,22 @@ class PriorAggregator(LikelihoodAggregator):
         expert_log_priors: Tensor,
         log_prior: Tensor,
         calibration: list[float] | Calibration | None = None,
+        debias: bool = True,
+        bias_scale: float = 0.4,
         classwise: bool = True,
         class_noise: float = 0.8,
         bound: float = 3.0,
         forgetting: float = 1.0,
         buffer: int = 2048,
     ):
-        if class_noise < 0 or bound <= 0 or buffer < 1:
+        if class_noise < 0 or bound <= 0 or bias_scale <= 0 or buffer < 1:
             raise ValueError(
-                "class_noise must be at least 0, bound positive and buffer at least 1, not "
-                f"{class_noise}, {bound} and {buffer}"
+                "class_noise must be at least 0, bound and bias_scale positive and buffer at least 1, not "
+                f"{class_noise}, {bound}, {bias_scale} and {buffer}"
             )
         if not 0 < forgetting <= 1:
             raise ValueError(f"forgetting must be above 0 and at most 1, not {forgetting}")
+        self.bias_scale = bias_scale
         self.classwise = classwise
         self.class_noise = class_noise
         self.forgetting = forgetting
@@ -224,98 +242,155 @@ class PriorAggregator(LikelihoodAggregator):
         self.z = standardized(log_prior.cpu())
         centered = log_prior.double().cpu() - log_prior.double().cpu().mean()
         self.unit = float(centered.square().mean().sqrt())  # log pi = unit * z + constant
+        self.log_normalizers = torch.logsumexp(self.grid[:, None] * centered, dim=1)  # of q_s, at every s
         super().__init__(expert_log_priors, log_prior, calibration)
+        # The carried priors' mean as a power of pi: 0 for RIDE, about -1/3 for TADE, 1 for a plain network.
+        carried = float(self.z @ expert_log_priors.double().cpu().mean(dim=0)) / len(log_prior) / max(self.unit, SAME)
+        if debias and calibration is None and self.unit > SAME and abs(carried) < LARGEST_CARRIED:
+            self.needs = frozenset({"views"})
 
     def reset(self) -> None:
         super().reset()
         self.skew, self.skew_error, self.kappa = 0.0, math.inf, 0.0
+        self.beta, self.beta_error = 0.0, math.inf  # in units of log pi
         self.log_likelihood = torch.zeros_like(self.grid)  # L at every s, natural-log units
         self.predicted = torch.zeros_like(self.log_test_prior)  # images by the class that u predicts
         self.sum_of_weights, self.sum_of_squares = 0.0, 0.0  # of the images, for the standard error
-        self.kept = torch.zeros(0, len(self.log_prior))  # likelihoods of the latest images
-        self.kept_weights = torch.zeros(0, dtype=torch.float64)
+        self.likelihoods_kept = Kept()  # of the latest images, [., C]
+        self.gauge_kept = Kept()  # log evidence at every s, and asymmetry in the last column, [., GRID + 1]
 
     def fit(
         self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
     ) -> None:
-        self._learn(logits, torch.ones(len(logits), dtype=torch.float64), 1.0)
+        """One pair of views is used. See Aggregator."""
+        pair = next(iter(views), None) if views is not None and self.needs else None
+        self._learn(logits, pair, torch.ones(len(logits), dtype=torch.float64), 1.0)
 
     def update(self, logits: Tensor, views: Views | None = None) -> None:
         ages = torch.arange(len(logits) - 1, -1, -1, dtype=torch.float64)
-        self._learn(logits, self.forgetting**ages, self.forgetting ** len(logits))
+        self._learn(logits, views if self.needs else None, self.forgetting**ages, self.forgetting ** len(logits))
 
-    def _learn(self, logits: Tensor, weights: Tensor, decay: float) -> None:
+    def _learn(self, logits: Tensor, views: Views | None, weights: Tensor, decay: float) -> None:
         """Add images of the given weights [N], after what is known has lost all but `decay` of its own."""
-        if not self.can_learn_from(logits):
+        if not self.can_learn_from(torch.cat([logits, *views]) if views else logits):
             self.skew, self.skew_error, self.kappa = 0.0, math.inf, 0.0
+            self.beta, self.beta_error = 0.0, math.inf
             return
         likelihoods = self.likelihoods(logits)
-        self._count(likelihoods, weights, decay)
+        evidence = self._count(likelihoods, weights, decay)
+        self.likelihoods_kept.age(decay)
+        self.gauge_kept.age(decay)
         self.note = None
-        certain = self._find_skew()
-        log_q = self.skew * self.unit * self.z
         self.kappa = 0.0
+        certain = self._can_tell()
+        if certain and self.unit > SAME:
+            if views:
+                gauge = torch.cat([evidence, self._asymmetry(*views)[:, None]], dim=1)
+                self._find_bias(*self.gauge_kept.add(gauge, weights, self.buffer))
+            certain = self._find_skew()
+        log_q = self.skew * self.unit * self.z
         if self.classwise:
-            kept = torch.cat([self.kept.to(likelihoods), likelihoods]) if len(self.kept) else likelihoods
-            kept_weights = torch.cat([decay * self.kept_weights, weights])
+            kept, kept_weights = self.likelihoods_kept.add(likelihoods, weights, self.buffer)
             if certain:
                 slope, deviations = self._find_deviations(kept, kept_weights)
                 variance = float(deviations.square().mean())
                 if variance > self.class_noise**2:
                     self.kappa = 1 - self.class_noise**2 / variance
                     log_q = (1 - self.kappa) * log_q + self.kappa * (slope * self.z + deviations)
-            self.kept, self.kept_weights = kept[-self.buffer :].clone(), kept_weights[-self.buffer :].clone()
         self.log_test_prior = log_q
+        self.correction = self.beta * self.unit * self.z
 
-    def _count(self, likelihoods: Tensor, weights: Tensor, decay: float) -> None:
-        """Add images to the statistics of step 1: L at every s is a product of matrices, [N, C] by [C, GRID]."""
+    def _count(self, likelihoods: Tensor, weights: Tensor, decay: float) -> Tensor:
+        """Add images to the statistics of step 1: L at every s is a product of matrices, [N, C] by [C, GRID].
+
+        Returns:
+            log sum_c q_s(c) p(x_n|c) at every s, [N, GRID], float32.
+        """
         for statistic in (self.log_likelihood, self.predicted):
             statistic.mul_(decay)
         self.sum_of_weights = decay * self.sum_of_weights + float(weights.sum())
         self.sum_of_squares = decay**2 * self.sum_of_squares + float(weights.square().sum())
         priors = (self.grid[:, None] * self.unit * self.z).softmax(dim=1).T.to(likelihoods)  # q_s, [C, GRID]
         size = max(1, CHUNK // likelihoods.shape[1])
-        for part, w in zip(torch.split(likelihoods, size), torch.split(weights, size), strict=True):
-            evidence = torch.log((part @ priors).double()).cpu()  # log sum_c q_s(c) p(x_n|c), [n, GRID]
-            self.log_likelihood += w @ evidence
+        evidence = torch.empty(len(likelihoods), GRID)
+        for part, w, out in zip(*(torch.split(t, size) for t in (likelihoods, weights, evidence)), strict=True):
+            log_evidence = torch.log((part @ priors).double()).cpu()
+            self.log_likelihood += w @ log_evidence
             self.predicted.index_add_(0, part.argmax(dim=1).cpu(), w)
+            out.copy_(log_evidence)
+        return evidence
 
-    def _find_skew(self) -> bool:
-        """Step 1, from the statistics; whether anything can be told of the prior."""
+    def _asymmetry(self, view1: Tensor, view2: Tensor) -> Tensor:
+        """a_n of the images, from expert logits of two views, [N, E, C] each: [N] on the CPU."""
+        size = max(1, CHUNK // view1.shape[2])
+        parts = zip(torch.split(view1, size), torch.split(view2, size), strict=True)
+        return torch.cat([stability_asymmetry(self.scores(a), self.scores(b), self.log_prior).cpu() for a, b in parts])
+
+    def _can_tell(self) -> bool:
+        """Whether anything can be told of the prior; if not, return to the prior-free ensemble."""
         self.skew, self.skew_error = 0.0, math.inf
+        self.beta, self.beta_error = 0.0, math.inf
         if float(self.predicted.sum() - self.predicted.max()) < 0.5:  # not one image's weight
             self.reset_prior("all images are predicted as one class" if self.sum_of_weights else "there is no image")
             return False
-        if self.unit < 1e-6:  # training classes equally frequent: s means nothing
-            return True
-        best = int(self.log_likelihood.argmax())
-        if best in (0, GRID - 1):
-            self.note = f"the likelihood still rises at a skew of {float(self.grid[best]):.1f}: the skew is taken as 0"
-            return True
-        below, at, above = self.log_likelihood[best - 1 : best + 2].tolist()
-        curvature = 2 * at - below - above  # -L'' times the square of the grid's step
-        step = float(self.grid[1] - self.grid[0])
-        if curvature > 0:
-            spread = self.sum_of_squares / self.sum_of_weights  # 1 unless images are forgotten
-            self.skew_error = step * math.sqrt(spread / curvature)
-        if not self.skew_error <= LARGEST_ERROR:
-            self.reset_prior(f"the skew cannot be told from these images (standard error {self.skew_error:.1f})")
-            return False
-        self.skew = float(self.grid[best]) + step * (above - below) / (2 * curvature)
         return True
 
+    def _find_bias(self, gauge: Tensor, weights: Tensor) -> None:
+        """Step 2, from log evidence and asymmetry [., GRID + 1]."""
+        evidence, asymmetry = gauge[:, :-1] + self.log_normalizers.float(), gauge[:, -1]
+        scale = self.bias_scale / self.unit
+        self.beta, self.beta_error = find_bias(evidence, asymmetry, weights, self.grid, self.log_normalizers, scale)
+
+    def _find_skew(self) -> bool:
+        """Step 1, from the statistics; whether anything can be told of the prior."""
+        found = self._likeliest_skew(self.beta)
+        if isinstance(found, str):
+            self.note = found
+            return True
+        self.skew, self.skew_error = found
+        if math.isfinite(self.beta_error):
+            other = self._likeliest_skew(self.beta + self.beta_error)
+            if not isinstance(other, str):
+                self.skew_error = math.hypot(self.skew_error, other[0] - self.skew)
+        if not self.skew_error <= LARGEST_ERROR:
+            reason = f"the skew cannot be told from these images (standard error {self.skew_error:.1f})"
+            self.skew, self.beta = 0.0, 0.0
+            self.reset_prior(reason)
+            return False
+        return True
+
+    def _likeliest_skew(self, beta: float) -> tuple[float, float] | str:
+        """The s of greatest likelihood and its standard error, of scores u + beta log pi; or why there is none."""
+        step = float(self.grid[1] - self.grid[0])
+        likelihood, grid = self.log_likelihood, self.grid
+        if beta:  # L(s) = sum_n F_n(s + beta) - N G(s), for every s whose s + beta is in the grid
+            log_sums = self.log_likelihood + self.sum_of_weights * self.log_normalizers
+            grid = grid[(grid + beta > grid[0]) & (grid + beta < grid[-1])]
+            likelihood = interpolate(grid + beta, self.grid, log_sums)
+            likelihood = likelihood - self.sum_of_weights * interpolate(grid, self.grid, self.log_normalizers)
+        best = int(likelihood.argmax())
+        if best in (0, len(grid) - 1):
+            return f"the likelihood still rises at a skew of {float(grid[best]):.1f}: the skew is taken as 0"
+        below, at, above = likelihood[best - 1 : best + 2].tolist()
+        curvature = 2 * at - below - above  # -L'' times the square of the grid's step
+        if curvature <= 0:
+            return 0.0, math.inf
+        spread = self.sum_of_squares / self.sum_of_weights  # 1 unless images are forgotten
+        return float(grid[best]) + step * (above - below) / (2 * curvature), step * math.sqrt(spread / curvature)
+
     def _find_deviations(self, likelihoods: Tensor, weights: Tensor) -> tuple[float, Tensor]:
-        """Step 2: slope and r [C]. The gradient is written out, so that nothing but [N] and [C] is made anew."""
+        """Step 3: slope and r [C]. The gradient is written out, so that nothing but [N] and [C] is made anew."""
         total, z = float(weights.sum()), self.z
+        corrected = (self.beta * self.unit * z).exp()  # of u + beta log pi over those of u
         x = torch.zeros(1 + len(z), dtype=torch.float64)  # slope, e
         x[0] = self.skew * self.unit
 
         def closure() -> float:
-            log_q = (x[0] * z + x[1:]).log_softmax(dim=0)
-            q = log_q.exp()
-            evidence = (likelihoods @ q.to(likelihoods)).double().cpu()  # sum_c q(c) p(x_n|c), [N]
+            q = (x[0] * z + x[1:]).softmax(dim=0)
+            p = q * corrected
+            evidence = (likelihoods @ p.to(likelihoods)).double().cpu()  # sum_c q(c) p(x_n|c), [N]
             images = (
-                q * (likelihoods.T @ (weights / evidence).to(likelihoods)).double().cpu()
+                p * (likelihoods.T @ (weights / evidence).to(likelihoods)).double().cpu()
             )  # expected, of each class
             gradient = images - total * q
             x.grad = torch.cat([-(z @ gradient)[None], x[1:] - gradient])
@@ -330,10 +405,36 @@ class PriorAggregator(LikelihoodAggregator):
         return float(x[0]), e - on_z * z
 
     def report(self) -> dict[str, Any]:
-        """LikelihoodAggregator's keys, "skew" s, "skew_standard_error" (None where unknown) and "kappa" in 0..1."""
+        """LikelihoodAggregator's keys, "skew" s, "kappa" in 0..1, and "bias" b1: scores are u + b1 z, in natural-log
+        units. "skew_standard_error" and "bias_standard_error" are None where unknown."""
         return {
             **super().report(),
             "skew": self.skew,
-            "skew_standard_error": self.skew_error if math.isfinite(self.skew_error) else None,
+            "skew_standard_error": _finite(self.skew_error),
+            "bias": self.beta * self.unit,
+            "bias_standard_error": _finite(self.beta_error * self.unit),
             "kappa": self.kappa,
         }
+
+
+class Kept:
+    """The latest images of a stream: a row of numbers and a weight for each."""
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None  # [K, .]
+        self.weights = torch.zeros(0, dtype=torch.float64)  # [K]
+
+    def age(self, decay: float) -> None:
+        self.weights = decay * self.weights
+
+    def add(self, rows: Tensor, weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+        """Add images; at most the `limit` latest stay. Returns those before and all the new ones, [., .] and [.]."""
+        if self.rows is not None:
+            rows = torch.cat([self.rows.to(rows), rows])
+        weights = torch.cat([self.weights, weights])
+        self.rows, self.weights = rows[-limit:].clone(), weights[-limit:].clone()
+        return rows, weights
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -50,7 +50,7 @@ def test_it_maximizes_the_likelihood():
 
     def objective(numbers):
         scores = Calibration(*numbers).apply(u.double(), LOG_PRIOR) + mix
-        ridge = 0.05 * ((numbers[0] - 1) ** 2 + numbers[1] ** 2 + numbers[2] ** 2)
+        ridge = 2 * ((numbers[0] - 1) ** 2 + numbers[1] ** 2 + numbers[2] ** 2)
         return float(scores.log_softmax(dim=1).gather(1, y[:, None]).sum()) - ridge
 
     best = objective(found.numbers)
@@ -75,7 +75,7 @@ def test_classes_without_a_labeled_image_are_allowed_and_do_not_compete():
 def test_few_images_stay_near_no_calibration():
     one = fit_calibration(torch.tensor([[3.0, 0, 0, 0, 0]]), torch.tensor([0]), LOG_PRIOR)
     assert one.numbers == [1, 0, 0]  # its class is the only one that competes
-    assert one.standard_errors == pytest.approx([10**0.5] * 3)  # the ridge's
+    assert one.standard_errors == pytest.approx([0.5] * 3)  # the ridge's
     perfect = 5 * torch.eye(5)  # all right: without the ridge the scale would be infinite
     assert 1 < fit_calibration(perfect, torch.arange(5), LOG_PRIOR).a < 3
 

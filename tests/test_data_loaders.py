@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_loader.class_profiles import held_out_counts
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader, ImbalanceDigitsDataLoader
 from data_loader.datasets import ImageSet, load_digits
 from data_loader.samplers import batch_slices, shard
@@ -210,3 +211,43 @@ def test_other_test_images(loader):
 def test_test_images_that_cannot_be_used(loader, images, message):
     with pytest.raises(UserError, match=message):
         loader.with_test_images(images)
+
+
+def test_what_is_held_out_of_every_class():
+    assert held_out_counts([500, 30, 10, 2, 1], 0.05) == [25, 2, 1, 1, 0]
+    assert held_out_counts([500, 10, 2, 1], 0.99) == [495, 9, 1, 0]  # never all
+    assert held_out_counts([500, 1], 0) == [0, 0]
+    for fraction in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="val_fraction must be at least 0 and below 1"):
+            held_out_counts([5, 5], fraction)
+    with pytest.raises(ValueError, match="a class with two training images"):
+        held_out_counts([1, 1], 0.5)
+
+
+def test_a_slice_of_the_training_images_validates(loader):
+    sliced = ImbalanceDigitsDataLoader(batch_size=50, imb_factor=0.05, val_fraction=0.2)
+    held_out, whole = sliced.split_validation(), loader.train_set
+    counts = torch.bincount(held_out.targets)
+    assert counts.tolist() == held_out_counts(loader.cls_num_list, 0.2) and held_out.source == "validation set"
+    assert (torch.bincount(sliced.train_set.targets) + counts).tolist() == loader.cls_num_list
+    assert torch.bincount(sliced.train_set.targets).tolist() == sliced.cls_num_list
+    assert len(sliced) < len(loader)
+    copy = sliced.with_validation_images()
+    together = torch.cat([sliced.train_set.images, copy.test_set.images]).flatten(1)
+    assert torch.equal(together.sort(0).values, whole.images.flatten(1).sort(0).values)  # none lost, none twice
+    sliced.prepare(torch.device("cpu"), seed=9)  # the slice is the data's, not the run's
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(held_out, sliced.split_validation(), strict=True))
+    assert sliced.has_held_out_validation and not loader.has_held_out_validation
+    assert torch.equal(sliced.test_set.images, loader.test_set.images)
+
+
+def test_held_out_images_take_the_place_of_the_test_images(loader):
+    sliced = ImbalanceDigitsDataLoader(batch_size=50, val_fraction=0.2)
+    copy = sliced.with_validation_images()
+    assert torch.equal(copy.test_batches().targets, sliced.split_validation().targets)
+    assert torch.equal(next(iter(copy.test_batches()))[0], next(iter(sliced.split_validation()))[0])
+    assert len(copy.mild_view_batches(2).targets) == len(copy.test_set.targets) < len(sliced.test_set.targets) == 500
+    with pytest.raises(UserError, match="no validation images that are neither training nor test images"):
+        loader.with_validation_images()
+    with pytest.raises(UserError, match="reads no image files: train with data_loader;args;val_fraction=0.05"):
+        loader.with_labeled_images("list.txt")

@@ -213,6 +213,61 @@ def test_mild_views(folder):
     assert len(loader.with_test_images(folder / "train").mild_view_batches(3).targets) == sum(COUNTS)
 
 
+def test_a_slice_of_the_training_list_validates(folder):
+    loader, whole = make(folder, val_fraction=0.25), make(folder)
+    assert loader.cls_num_list == [9, 4, 2] and loader.has_held_out_validation
+    held_out = loader.split_validation()
+    assert np.bincount(held_out.targets).tolist() == [3, 2, 1] and held_out.source == "validation set"
+    assert sorted(loader.train_images.names() + loader.val_images.names()) == sorted(whole.train_images.names())
+    assert loader.with_validation_images().test_names == loader.val_images.names()
+    with pytest.raises(ValueError, match="val_fraction is for data without validation images"):
+        make(folder, val_fraction=0.25, val_list=str(folder / "train.txt"))
+
+
+def test_held_out_validation_is_neither_trained_nor_tested_on(folder, tmp_path):
+    assert not make(folder).has_held_out_validation
+    for shared in ("train", "test"):
+        assert not make(folder, val_list=str(folder / f"{shared}.txt")).has_held_out_validation
+    (tmp_path / "val.txt").write_text("elsewhere/1.png 0\n")
+    loader = make(folder, val_list=str(tmp_path / "val.txt"))
+    assert loader.has_held_out_validation and loader.with_test_images(folder / "test").has_held_out_validation
+
+
+class Rare(ListDataLoader):
+    renumber = True
+
+
+def test_labeled_images_by_a_list_and_by_folders(folder, tmp_path):
+    (tmp_path / "classes.txt").write_text("class 0\nclass 1\nclass 2\n")
+    names = str(tmp_path / "classes.txt")
+    listed = tmp_path / "labeled.txt"
+    listed.write_text(f"test/class 2/0.png 2\n{folder}/test/class 1/3.png 1\n")
+    loader = make(folder, class_names=names)
+    copy = loader.with_labeled_images(listed)
+    ((images, targets),) = copy.test_batches()
+    assert targets.tolist() == [2, 1] and torch.equal(images, next(iter(loader.test_batches()))[0][[8, 7]])
+    of_folders = loader.with_labeled_images(folder / "test")
+    assert of_folders.test_batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    backward = tmp_path / "train.txt"
+    lines = [f"train/class {label}/{n}.png {2 - label}\n" for label, count in enumerate(COUNTS) for n in range(count)]
+    backward.write_text("".join(lines))
+    other = Rare(str(folder), str(backward), str(folder / "test.txt"), 8, image_size=SIZE)
+    assert other.class_map == [2, 1, 0] and other.with_labeled_images(listed).test_images.targets.tolist() == [0, 1]
+
+
+def test_labeled_images_that_were_trained_on_are_refused(folder, tmp_path):
+    (tmp_path / "link.png").symlink_to(folder / "train" / "class 0" / "0.png")
+    for name in ("train/class 1/0.png", f"{folder}/train/../train/class 1/0.png", tmp_path / "link.png"):
+        (tmp_path / "labeled.txt").write_text(f"test/class 2/0.png 2\n{name} 1\n")
+        with pytest.raises(UserError, match="1 images of .*labeled.txt were trained on, such as .*train/class"):
+            make(folder).with_labeled_images(tmp_path / "labeled.txt")
+    with pytest.raises(UserError, match='Unknown class folder in .*train "class 0"'):
+        make(folder).with_labeled_images(folder / "train")  # classes are called by number here
+    (tmp_path / "labeled.txt").write_text("test/class 2/0.png 7\n")
+    with pytest.raises(UserError, match="has the label 7, and the training list has 3 classes"):
+        make(folder).with_labeled_images(tmp_path / "labeled.txt")
+
+
 def test_other_test_images(folder):
     loader = make(folder)
     other = loader.with_test_images(folder / "train")

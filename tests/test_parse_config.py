@@ -111,7 +111,7 @@ def test_missing_argument_and_missing_section(config):
         ("data_loader;args;imb_factor", 1.5, r"imb_factor must lie in \(0, 1\]"),
         ("data_loader;args;imb_factor", 0, r"imb_factor must lie in \(0, 1\]"),
         ("data_loader;args;batch_size", 0, "batch_size must be at least 1"),
-        ("trainer;precision", "fp8", 'precision must be "fp32", "bf16" or "fp16"'),
+        ("trainer;precision", "fp8", 'precision must be "auto", "fp32", "bf16" or "fp16"'),
         ("trainer;monitor", "val_accuracy", "monitor must be"),
         ("trainer;epochs", 0, "epochs must be at least 1"),
         ("arch;args;num_experts", 0, "num_experts must be at least 1"),

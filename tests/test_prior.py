@@ -17,6 +17,7 @@ from tade import (
     PriorAggregator,
     prior_free_logits,
 )
+from tade.asymmetry import stability_asymmetry
 from trainer.adaptation import fit_all, follow_streams
 from trainer.registry import AGGREGATORS, make_config
 
@@ -203,7 +204,7 @@ def test_any_number_of_experts_and_any_images(kind, experts):
     torch.testing.assert_close(aggregator.predict(logits[order]), scores[order])
     torch.testing.assert_close(aggregator.predict(logits[:1]), scores[:1])
     assert aggregator.predict(logits[:0]).shape == (0, CLASSES)
-    assert not aggregator.needs and aggregator.finished
+    assert aggregator.needs == ({"views"} if kind is PriorAggregator and experts > 1 else set()) and aggregator.finished
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -264,12 +265,13 @@ def test_what_a_stream_keeps_is_bounded():
     stream = make(buffer=100)
     for batch in expert_logits(skewed(0.5), 1000)[0].split(64):
         stream.update(batch)
-    assert stream.kept.shape == (100, CLASSES) and stream.kept_weights.shape == (100,)
-    assert stream.kept.untyped_storage().nbytes() == 4 * 100 * CLASSES  # and no view of more
+    kept = stream.likelihoods_kept
+    assert kept.rows.shape == (100, CLASSES) and kept.weights.shape == (100,)
+    assert kept.rows.untyped_storage().nbytes() == 4 * 100 * CLASSES  # and no view of more
     assert stream.sum_of_weights == 1000  # the skew remembers them all
     alone = make(classwise=False)
     alone.update(expert_logits(skewed(0.5), 64)[0])
-    assert len(alone.kept) == 0
+    assert alone.likelihoods_kept.rows is None and alone.gauge_kept.rows is None
 
 
 def test_fit_goes_on_and_reset_forgets():
@@ -283,6 +285,101 @@ def test_fit_goes_on_and_reset_forgets():
     )
     aggregator.fit(logits)
     assert aggregator.report() == fitted(logits).report()
+
+
+# The bias, from stability
+
+Z = (PI.log() - PI.log().mean()) / PI.log().std(correction=0)
+
+
+def biased_images(truth, bias, count, seed=0, noise=0.7):
+    """Logits [N, 1, C] of images whose scores are off by -bias * z, of two views of them, and the labels."""
+    u, targets = likelihood_logits(skewed(truth), count, signal=1.7, seed=seed)
+    generator = torch.Generator().manual_seed(100 + seed)
+    views = [u + noise * torch.randn(u.shape, generator=generator) for _ in range(2)]
+    return *((scores - bias * Z)[:, None] for scores in (u, *views)), targets
+
+
+def unbiased(truth, bias, count, seed=0, **options):
+    logits, *views, targets = biased_images(truth, bias, count, seed)
+    aggregator = make(carried=torch.zeros(1, CLASSES), classwise=False, **options)
+    aggregator.fit(logits, [tuple(views)])
+    return aggregator, logits, targets
+
+
+def test_skew_and_bias_are_told_apart():
+    errors = {}
+    for bias in (-0.5, 0.0, 0.5):
+        for truth in (0.6, 0.0, -0.6):
+            aggregator, logits, targets = unbiased(truth, bias, 4000)
+            plain = fitted(logits, carried=torch.zeros(1, CLASSES), classwise=False)
+            assert (
+                plain.report()["bias_standard_error"] is None and 0 < aggregator.report()["bias_standard_error"] < 0.5
+            )
+            hits = [float((a.predict(logits).argmax(dim=1) == targets).double().mean()) for a in (aggregator, plain)]
+            errors[bias, truth] = abs(aggregator.skew - truth), abs(plain.skew - truth), hits[0] - hits[1]
+    with_bias = np.mean([value for (bias, _), value in errors.items() if bias], axis=0)
+    without = np.mean([value for (bias, _), value in errors.items() if not bias], axis=0)
+    assert with_bias[0] < 0.6 * with_bias[1] and with_bias[2] > 0.005  # s is nearer, and more images are right
+    assert without[0] < 0.12 and abs(without[2]) < 0.005
+
+
+def test_few_images_leave_the_bias_at_zero():
+    found = [unbiased(0.3, 0.5, 20, seed=seed)[0].report() for seed in range(10)]
+    assert np.mean([abs(r["bias"]) for r in found]) < 0.3 and np.mean([r["bias_standard_error"] for r in found]) > 0.25
+    many = unbiased(0.3, 0.5, 4000)[0].report()
+    assert 0.25 < many["bias"] < 0.6 and many["bias_standard_error"] < 0.1
+
+
+def test_a_calibration_leaves_no_bias_to_look_for():
+    assert make().needs == {"views"} and not make(calibration=[0.8, -0.2, 0.0]).needs and not make(debias=False).needs
+    assert not make(log_prior=torch.zeros(CLASSES)).needs  # equally frequent classes have no skew
+    assert not make(carried=PI.log()[None]).needs  # a plain network: stability misleads there
+    calibrated, logits, _ = unbiased(0.6, 0.5, 500, calibration=[1.0, 0.5, 0.0])
+    assert calibrated.report()["bias"] == 0 and calibrated.skew == pytest.approx(0.6, abs=0.1)
+
+
+def test_the_class_wise_part_knows_the_bias():
+    prior = skewed(0.0)[torch.randperm(CLASSES, generator=torch.Generator().manual_seed(1))].clone()
+    prior[::3] *= 8
+    prior /= prior.sum()
+    u, targets = likelihood_logits(prior, 4000, signal=1.7)
+    views = [u + 0.7 * torch.randn(u.shape, generator=torch.Generator().manual_seed(k)) for k in (1, 2)]
+    logits, *pair = ((scores - 0.5 * Z)[:, None] for scores in (u, *views))
+    aggregator = make(carried=torch.zeros(1, CLASSES), class_noise=0.2)
+    aggregator.fit(logits, [tuple(pair)])
+    assert aggregator.kappa > 0.8
+    torch.testing.assert_close(aggregator.prior.float(), prior, atol=0.03, rtol=0.4)
+
+
+def test_a_stream_with_views_ends_where_the_whole_set_does():
+    logits, *views, _ = biased_images(0.5, 0.5, 1000)
+    whole, stream, carried = make(carried=torch.zeros(1, CLASSES)), None, torch.zeros(1, CLASSES)
+    whole.fit(logits, [tuple(views)])
+    stream = make(carried=carried)
+    for first in range(0, 1000, 64):
+        part = slice(first, first + 64)
+        stream.update(logits[part], (views[0][part], views[1][part]))
+    assert stream.beta == pytest.approx(whole.beta, abs=1e-3) and stream.skew == pytest.approx(whole.skew, abs=1e-3)
+    small = make(carried=carried, buffer=100)
+    for first in range(0, 1000, 64):
+        part = slice(first, first + 64)
+        small.update(logits[part], (views[0][part], views[1][part]))
+    assert small.gauge_kept.rows.shape == (100, len(small.grid) + 1)
+    assert whole.beta_error < small.beta_error
+
+
+def test_asymmetry_of_one_image():
+    log_prior = torch.tensor([0.8, 0.2]).log()
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+
+    def cosine(tilt):
+        p, q = ((view + tilt * (log_prior - log_prior.mean())).softmax(dim=1)[0] for view in (a, b))
+        return float(p @ q / p.norm() / q.norm())
+
+    asymmetry = stability_asymmetry(a, b, log_prior, tilt=1.0)
+    assert asymmetry.shape == (1,) and float(asymmetry) == pytest.approx(cosine(1.0) - cosine(-1.0), abs=1e-6)
+    assert float(stability_asymmetry(a, a, log_prior)) == pytest.approx(0, abs=1e-6)
 
 
 # Guards
@@ -472,7 +569,7 @@ class Spy(PriorAggregator):
 
     def __init__(self, expert_log_priors, log_prior):
         self.seen = []
-        super().__init__(expert_log_priors, log_prior)
+        super().__init__(expert_log_priors, log_prior, debias=False)
 
     def fit(self, *arguments, **named):
         self.seen.append((arguments, named))
@@ -523,7 +620,8 @@ def test_no_aggregator_has_a_place_for_labels_but_what_says_so():
 def test_what_is_refused():
     for options, message in (
         ({"class_noise": -1}, "class_noise must be at least 0"),
-        ({"bound": 0}, "bound positive"),
+        ({"bound": 0}, "bound and bias_scale positive"),
+        ({"bias_scale": 0}, "bound and bias_scale positive"),
         ({"buffer": 0}, "buffer at least 1"),
         ({"forgetting": 0.0}, "forgetting must be above 0"),
         ({"forgetting": 1.1}, "forgetting must be above 0"),

@@ -254,7 +254,15 @@ def test_mean_and_deviation_over_seeds():
 def test_a_run_of_before_counts_with_the_keys_it_has():
     config = read_json(ROOT / "configs" / "config_digits_tade.json")
     config["trainer"] |= {"epochs": 2, "add_extra_info": True}
+    del config["trainer"]["precision"]  # not said in configs of before
     checkpoint = {"config": config, "epoch": 2, "checks_since_best": 0}
     assert comparison.is_trained(checkpoint) and not comparison.is_trained({**checkpoint, "epoch": 1})
-    now = make_config({**config, "trainer": {k: v for k, v in config["trainer"].items() if k != "add_extra_info"}})
-    assert comparison.first_difference(comparison.trained_config(checkpoint).config, now.config) is None
+    before = comparison.complete(comparison.trained_config(checkpoint))
+    trainer_section = {k: v for k, v in config["trainer"].items() if k != "add_extra_info"}
+
+    def difference(precision: str) -> str | None:
+        now = make_config({**config, "trainer": {**trainer_section, "precision": precision}})
+        return comparison.first_difference(before, comparison.complete(now))
+
+    assert difference("fp32") is None
+    assert difference("bf16") == 'trainer;precision "fp32", now "bf16"'

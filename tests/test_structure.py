@@ -12,7 +12,7 @@ from conftest import ROOT
 LAYERS = [["tade"], ["utils"], ["base"], ["model", "data_loader"], ["trainer"], ["comparison"]]
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 #: Run as `python -m utils.NAME`: they stand with the scripts, above everything.
-COMMANDS = {"utils.convert_checkpoint", "utils.gflops", "utils.make_data_txt"}
+COMMANDS = {"utils.calibrate", "utils.convert_checkpoint", "utils.gflops", "utils.make_data_txt"}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
-from tade import Aggregator, Views
+from tade import Aggregator, Calibration, GivenPriorAggregator, StabilityAggregator, Views
 from trainer.build import AggregatorMaker, aggregator_section
-from trainer.evaluation import chosen_distributions, results_of, scorer_of, views_text
+from trainer.calibration import CalibrationRecord
+from trainer.evaluation import chosen_distributions, predicted_on, results_of, scorer_of
 from trainer.loaded_run import LoadedRun
-from trainer.logits import LogitsBuffer, network_logits, numbered, selected, shard_of_process
+from trainer.logits import LogitsBuffer, check_finite, network_logits, numbered, selected, shard_of_process
 from trainer.results import Results
 from utils import distributed
 from utils.errors import UserError
@@ -47,6 +48,32 @@ def adapt(
     distributions = chosen_distributions(run, names)
     chosen = make_aggregator or run.make_aggregator
     aggregators = {name: new_aggregator(run, chosen, stream, stream_batch) for name in distributions}
+    protocol = protocol_of(next(iter(aggregators.values())), stream, stream_batch, predicted_on(run))
+    results = adapted_results(run, distributions, aggregators, protocol, stream, stream_batch)
+    if make_aggregator is None:
+        results.config = {**results.config, "aggregator": aggregator_section(run.config)}
+    return results
+
+
+def adapted_results(
+    run: LoadedRun,
+    distributions: Mapping[str, np.ndarray],
+    aggregators: Mapping[str, Aggregator],
+    protocol: str,
+    stream: bool = False,
+    stream_batch: int = STREAM_BATCH,
+) -> Results:
+    """Have a fresh aggregator learn each distribution, and evaluate it there.
+
+    Args:
+        run: from `load_run`.
+        distributions, aggregators: by name of the distribution.
+        protocol: how, in words; which calibration was used is added.
+        stream, stream_batch: see `adapt`.
+    """
+    used = calibration_used(run, next(iter(aggregators.values())))
+    results = results_of(run, protocol + calibration_text(used, next(iter(aggregators.values()))))
+    results.calibration = used.to_json() if used else None
     scorer = scorer_of(run)
     views_of = view_source(run)
     if stream:
@@ -57,10 +84,6 @@ def adapt(
             (name, aggregator.predict(selected(run.test_logits, distributions[name])))
             for name, aggregator in aggregators.items()
         )
-    on = views_text(run) if run.mild_views else "un-augmented images"
-    results = results_of(run, protocol_of(next(iter(aggregators.values())), stream, stream_batch, on))
-    if make_aggregator is None:
-        results.config = {**results.config, "aggregator": aggregator_section(run.config)}
     for name, of_distribution in scores:
         result = scorer.score(distributions[name], of_distribution)
         report = aggregators[name].report()
@@ -71,16 +94,37 @@ def adapt(
     return results
 
 
+def calibration_used(run: LoadedRun, aggregator: Aggregator) -> CalibrationRecord | None:
+    """The calibration of an aggregator with its source; None where it takes or has none."""
+    used = getattr(aggregator, "calibration", None)
+    if used in (None, Calibration()):
+        return None
+    record = vars(run).get("calibration_record")  # never computed just to compare
+    if record and record.calibration == used:
+        return record
+    return CalibrationRecord(*used.numbers, standard_errors=used.standard_errors, source="numbers that were given")
+
+
+def calibration_text(used: CalibrationRecord | None, aggregator: Aggregator) -> str:
+    """What a protocol says of the calibration; nothing where the aggregator takes none."""
+    if not hasattr(aggregator, "calibration"):
+        return ""
+    return f" {used.sentence()}" if used else " Not calibrated."
+
+
 def protocol_of(aggregator: Aggregator, stream: bool, stream_batch: int, predicted: str) -> str:
     """How the figures were made, in words; `predicted` says what predictions were made on."""
+    name = type(aggregator).__name__
+    if isinstance(aggregator, GivenPriorAggregator):
+        return f"Known test prior ({name}), the same for all: nothing learned; predictions on {predicted}."
     learned = (
         f"from a stream of the test images in batches of {stream_batch}, each predicted right after learning from it"
         if stream
         else "on each distribution's own unlabeled test images"
     )
     views = ", random views shared between distributions" if "views" in aggregator.needs else ""
-    what = "Test-time training" if "views" in aggregator.needs else "Adaptation"
-    return f"{what} ({type(aggregator).__name__}): learned {learned}{views}; predictions on {predicted}."
+    what = "Test-time training" if isinstance(aggregator, StabilityAggregator) else "Adaptation"
+    return f"{what} ({name}): learned {learned}{views}; predictions on {predicted}."
 
 
 def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_batch: int) -> Aggregator:
@@ -121,7 +165,8 @@ def two_view_logits(
     for part, views in numbered(batches, f"test-time pass {pass_number + 1}"):
         for view, buffer in zip(views, buffers, strict=True):
             buffer.put(part, network_logits(network, view, device))
-    return buffers[0].gathered(), buffers[1].gathered()
+    view1, view2 = (check_finite(buffer.gathered(), "random views of test images") for buffer in buffers)
+    return view1, view2
 
 
 def fit_all(

@@ -1,5 +1,6 @@
 """From a checked config to objects: data loader, network, loss, optimizer, aggregator."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -9,8 +10,8 @@ from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
 from model.loss import Loss
 from model.pretrained import read_weights, start_from
-from tade import Aggregator
-from trainer.registry import METRICS, make_config
+from tade import Aggregator, Calibration
+from trainer.registry import AGGREGATORS, METRICS, make_config
 from utils import distributed
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -125,12 +126,28 @@ def aggregator_section(config: Mapping | ConfigParser) -> dict:
     return config.get("aggregator") or published_aggregator({"data_loader": config.get("data_loader")})
 
 
-def aggregator_maker(config: ConfigParser) -> AggregatorMaker:
-    """What makes the config's aggregator, its weights learned by the config's optimizer, if any."""
+def wants_calibration(config: ConfigParser) -> bool:
+    """Whether the config's aggregator takes a calibration and the config gives none, not even null."""
+    section = aggregator_section(config)
+    takes = "calibration" in inspect.signature(AGGREGATORS[section["type"]]).parameters
+    return takes and "calibration" not in section.get("args", {})
+
+
+def aggregator_maker(
+    config: ConfigParser, calibration: Callable[[], Calibration | None] | None = None
+) -> AggregatorMaker:
+    """What makes the config's aggregator, its weights learned by the config's optimizer, if any.
+
+    Args:
+        config: of the run.
+        calibration: asked only where the aggregator takes one and the config gives none.
+    """
     chosen = make_config({**config.config, "aggregator": aggregator_section(config)})
 
     def make(expert_log_priors: Tensor, log_prior: Tensor) -> Aggregator:
-        supplied = {"expert_log_priors": expert_log_priors, "log_prior": log_prior}
+        supplied: dict[str, object] = {"expert_log_priors": expert_log_priors, "log_prior": log_prior}
+        if calibration and wants_calibration(chosen):
+            supplied["calibration"] = calibration()
         if "optimizer" in chosen:
             supplied["make_optimizer"] = lambda parameters: chosen.build("optimizer", parameters)
         return chosen.build("aggregator", **supplied)

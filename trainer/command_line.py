@@ -24,7 +24,11 @@ FLAGS = {
     "--imb_factor": (float, "data_loader;args;imb_factor", "inverse of the imbalance ratio, in (0, 1]"),
     "--save_period": (int, "trainer;save_period", "epochs between checkpoints that are kept"),
     "--save_dir": (str, "trainer;save_dir", "folder of all runs"),
-    "--precision": (str, "trainer;precision", "fp32, bf16 or fp16"),
+    "--precision": (
+        str,
+        "trainer;precision",
+        "auto (bf16 where the processor is made for it), fp32, bf16 or fp16",
+    ),
     "--n_gpu": (int, "n_gpu", "GPUs to use in one process"),
     "--seed": (int, "seed", "seed of everything random"),
     "--averaged_views": (
@@ -49,7 +53,9 @@ class Options:
         run_id: name of a training run's folder, or None for date and time.
         output: folder for results, or None for one beside the checkpoint.
         stream: images arrive in batches of `stream_batch`.
-        images: folder of images to predict.
+        images: folder of images to predict; or the labeled images to calibrate on, a list file or a folder.
+        prior: a known test prior, see trainer.given_prior.read_prior.
+        calibrate_on_test: labeled test images a class to calibrate on and to leave out; 0 for none.
     """
 
     config: Mapping[str, object] = field(default_factory=dict)
@@ -60,6 +66,8 @@ class Options:
     stream: bool = False
     stream_batch: int = STREAM_BATCH
     images: Path | None = None
+    prior: str | None = None
+    calibrate_on_test: int = 0
 
 
 def parse(
@@ -69,6 +77,7 @@ def parse(
     training: bool = False,
     adapting: bool = False,
     predicting: bool = False,
+    calibrating: bool = False,
 ) -> Options:
     """Parse a script's command line. Nothing but the -c file is read.
 
@@ -80,6 +89,7 @@ def parse(
         training: the script trains; otherwise it needs a checkpoint.
         adapting: the script adapts to test images; it needs -c as well.
         predicting: the script asks for a folder of images.
+        calibrating: the script fits a calibration, which goes beside the checkpoint.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", type=Path, metavar="JSON", required=adapting, help="config file")
@@ -106,12 +116,33 @@ def parse(
     if training:
         parser.add_argument("--run_id", help="name of this run's folder (default: date and time)")
         parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
-    else:
+    elif not calibrating:
         parser.add_argument("-o", "--output", type=Path, help="folder for results (default: beside the checkpoint)")
     if adapting:
         parser.add_argument("--stream", action="store_true", help="images arrive in batches, each predicted at once")
         parser.add_argument(
             "--stream_batch", type=int, default=STREAM_BATCH, help="images that arrive together (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--prior",
+            help="a known test prior: a JSON, CSV or text file of classes and their counts or shares, "
+            "CLASS=NUMBER,..., uniform or training",
+        )
+    if adapting and not predicting:
+        parser.add_argument(
+            "--calibrate_on_test",
+            type=int,
+            default=0,
+            metavar="N",
+            help="calibrate on N labeled test images a class, and leave them out of every figure",
+        )
+    if calibrating:
+        parser.add_argument(
+            "--images",
+            type=Path,
+            metavar="LIST",
+            help='labeled images that were not trained on: a file of "path label" lines, or a folder of class folders '
+            "(default: the held-out validation images of the data)",
         )
     if predicting:
         parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="images, at any depth")
@@ -141,7 +172,7 @@ def run_script(main: Callable[[Options], object], description: str, **kinds: boo
     Args:
         main: what the script does.
         description: shown by --help.
-        kinds: training, adapting, predicting; see `parse`.
+        kinds: training, adapting, predicting, calibrating; see `parse`.
     """
     try:
         with distributed.lost_process_named():

@@ -18,6 +18,11 @@ EQUAL_WEIGHTS = (
     "every distribution is a selection of them."
 )
 
+LEFT_OUT = (
+    "{} labeled test images were used to calibrate and are left out of every distribution: not comparable with "
+    "published figures, which are of all images."
+)
+
 
 class Scorer:
     """Metrics of class scores on any selection of the test images.
@@ -68,12 +73,21 @@ def scorer_of(run: LoadedRun) -> Scorer:
 
 def results_of(run: LoadedRun, protocol: str) -> Results:
     """The record of an evaluation, still without distributions."""
-    return Results(run.checkpoint, protocol, run.seed, torch.__version__, device_name(run.device), run.config.config)
+    results = Results(run.checkpoint, protocol, run.seed, torch.__version__, device_name(run.device), run.config.config)
+    if len(run.left_out):
+        results.protocol += f" {LEFT_OUT.format(len(run.left_out))}"
+        results.remark = f"{len(run.left_out)} labeled test images calibrate and are left out of every figure"
+    return results
 
 
 def equal_weights_protocol(run: LoadedRun) -> str:
     """How the figures of equal weights were made, in words."""
     return EQUAL_WEIGHTS.format(f"each of {views_text(run)}" if run.mild_views else "the un-augmented test images")
+
+
+def predicted_on(run: LoadedRun) -> str:
+    """What adaptation makes its predictions on, in words."""
+    return views_text(run) if run.mild_views else "un-augmented images"
 
 
 def views_text(run: LoadedRun) -> str:
@@ -103,12 +117,13 @@ def evaluate(run: LoadedRun, names: Sequence[str] | None = None) -> Results:
 def evaluate_test_set(run: LoadedRun) -> Results:
     """The same on the whole test set, which is named "uniform"; asks for no list of a distribution."""
     scorer, results = scorer_of(run), results_of(run, equal_weights_protocol(run))
-    results.distributions = {"uniform": scorer.score_equal_weights(np.arange(len(run.targets)))}
+    everything = np.setdiff1d(np.arange(len(run.targets)), run.left_out)
+    results.distributions = {"uniform": scorer.score_equal_weights(everything)}
     return results
 
 
 def chosen_distributions(run: LoadedRun, names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """The run's test distributions: name -> indices of test images.
+    """The run's test distributions: name -> indices of test images, without those that are left out.
 
     Args:
         run: from `load_run`.
@@ -117,7 +132,7 @@ def chosen_distributions(run: LoadedRun, names: Sequence[str] | None) -> dict[st
     Raises:
         UserError: there is no distribution of that name, or `names` is empty.
     """
-    distributions = dict(run.loader.test_distributions())
+    distributions = {name: own[~np.isin(own, run.left_out)] for name, own in run.loader.test_distributions().items()}
     if names is None:
         return distributions
     if isinstance(names, str):

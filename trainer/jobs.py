@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 from trainer.adaptation import adapt, new_aggregator
-from trainer.build import aggregator_section
+from trainer.build import aggregator_maker, aggregator_section, wants_calibration
+from trainer.calibration import calibration_path, save_calibration, shown
 from trainer.command_line import Options
 from trainer.evaluation import evaluate, evaluate_test_set
+from trainer.given_prior import with_prior
 from trainer.loaded_run import LoadedRun, load_run
 from trainer.prediction import predict
 from trainer.results import Predictions, save_results
@@ -14,6 +16,7 @@ from trainer.run_folder import results_folder
 from trainer.training import train
 from utils import distributed
 from utils.checkpoint import write_atomically
+from utils.errors import UserError
 from utils.logger import get_logger
 
 
@@ -40,7 +43,16 @@ def run_test_train(options: Options) -> dict:
     """Returns the content of results.json."""
     run = open_run(options)
     check_adaptation(run, options)
+    if options.calibrate_on_test:
+        if not wants_calibration(run.config):
+            raise UserError(
+                f"--calibrate_on_test is for an aggregator that takes a calibration and has none in the config, "
+                f"and not for this {aggregator_section(run.config)['type']}: leave it out, or name PriorAggregator."
+            )
+        run.labeled_draw(options.calibrate_on_test)  # refused before a folder is made
     with results_folder(options.checkpoint, "test_train", options.output) as folder:
+        if options.calibrate_on_test:
+            run = run.calibrated_on_test(options.calibrate_on_test)
         results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
         return save_results(results, folder, "test_train")
 
@@ -72,8 +84,10 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
         "aggregator": aggregator_section(run.config),
         "learning": learning,
     }
+    if predictions.calibration:
+        record["calibration"] = predictions.calibration
     if run.mild_views:
-        record["averaged_views"] = run.config["averaged_views"]
+        record["averaged_views"] = run.averaged_views
     write_atomically(folder / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
     write_atomically(folder / "weights.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])
@@ -86,9 +100,32 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
 
 
 def check_adaptation(run: LoadedRun, options: Options) -> None:
-    """Raise UserError for what adaptation will refuse, before a folder for its results is made."""
-    new_aggregator(run, run.make_aggregator, options.stream, options.stream_batch)
+    """Raise UserError for what adaptation will refuse, before a folder for its results is made.
+
+    No calibration is looked for yet: that may take a pass of the network.
+    """
+    new_aggregator(run, aggregator_maker(run.config), options.stream, options.stream_batch)
+
+
+def run_calibrate(options: Options) -> dict:
+    """Fit a calibration on labeled images, and put it beside the checkpoint.
+
+    Returns:
+        The content of NAME.calibration.json.
+    """
+    run = open_run(options)
+    record = run.calibrate(options.images)
+    path = calibration_path(options.checkpoint)
+    distributed.by_first_process(lambda: save_calibration(record, path))
+    lacking = record.classes_without_image
+    get_logger().info(
+        record.sentence()
+        + (f"\n{len(lacking)} classes have no labeled image: {shown(lacking)}." if lacking else "")
+        + f"\nWritten: {path}"
+    )
+    return record.to_json()
 
 
 def open_run(options: Options) -> LoadedRun:
-    return load_run(options.checkpoint, options.device, options.config)
+    run = load_run(options.checkpoint, options.device, options.config)
+    return run if options.prior is None else with_prior(run, options.prior)

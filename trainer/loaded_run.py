@@ -1,22 +1,25 @@
 """The one door from Python: a checkpoint with its network, its data and what its logits carry."""
 
+import copy
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
 from model.inference import inference_copy
 from model.loss import CrossEntropyLoss, DiverseExpertLoss
-from tade import Aggregator, class_prior
+from tade import Aggregator, Calibration, class_prior
 from tade.priors import EPSILON
 from trainer.build import aggregator_maker, build_loader, build_loss, build_network
+from trainer.calibration import CalibrationRecord, fit_record, stored_calibration
 from trainer.devices import choose_device, parallel
-from trainer.logits import expert_logits, mean_logits
+from trainer.logits import check_finite, expert_logits, mean_logits, selected
 from trainer.registry import log_without_effect, make_config
 from trainer.results import CheckpointRecord
 from utils.checkpoint import load_checkpoint, load_weights, sha256
@@ -24,7 +27,7 @@ from utils.errors import UserError
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser, merge
 from utils.reference_config import config_of
-from utils.seed import seed_everything
+from utils.seed import CALIBRATION, epoch_generator, seed_everything
 
 #: Sections of a training config that count after training.
 SECTIONS = (
@@ -54,6 +57,7 @@ class LoadedRun:
         checkpoint: which file it came from.
         expert_log_priors: the log prior that each expert's logits carry, by the loss it was trained with, [E, C].
         log_prior: log of the training class prior, [C].
+        left_out: test images that are in no distribution, because their labels were used, indices [L].
     """
 
     network: nn.Module
@@ -64,6 +68,7 @@ class LoadedRun:
     checkpoint: CheckpointRecord
     expert_log_priors: Tensor
     log_prior: Tensor
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def cls_num_list(self) -> list[int]:
@@ -75,20 +80,30 @@ class LoadedRun:
         return self.config.get("seed", 1)
 
     @property
+    def averaged_views(self) -> int:
+        """Random crops among the averaged views; 0 where images are used as they are."""
+        return self.config.get("averaged_views", 0)
+
+    @property
     def mild_views(self) -> list[int]:
         """The views whose logits are averaged, as the loader numbers them; empty where images are used as they are."""
-        crops = self.config.get("averaged_views", 0)
-        return self.loader.mild_view_numbers(crops) if crops else []
+        return self.loader.mild_view_numbers(self.averaged_views) if self.averaged_views else []
 
     @cached_property
     def test_logits(self) -> Tensor:
         """Expert logits of all test images in their order, [N, E, C], on the CPU. Several processes share the work.
 
         Of the un-augmented images, or with `averaged_views` in the config their mean over these views.
+
+        Raises:
+            UserError: some are not finite.
         """
+        what = "test images"
         if views := self.mild_views:
-            return mean_logits(self.network, self.loader.mild_view_batches, views, self.device, "test images")
-        return expert_logits(self.network, self.loader.test_batches(), self.device, "test images", shared=True)
+            logits = mean_logits(self.network, self.loader.mild_view_batches, views, self.device, what)
+        else:
+            logits = expert_logits(self.network, self.loader.test_batches(), self.device, what, shared=True)
+        return check_finite(logits, what)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -96,8 +111,98 @@ class LoadedRun:
         return self.loader.test_batches().targets
 
     def make_aggregator(self, expert_log_priors: Tensor, log_prior: Tensor) -> Aggregator:
-        """A new aggregator as the config names it; the published method where it names none."""
-        return aggregator_maker(self.config)(expert_log_priors, log_prior)
+        """A new aggregator as the config names it; the published method where it names none.
+
+        One that takes a calibration gets `calibration`, unless the config gives it three numbers or null.
+        """
+        return aggregator_maker(self.config, lambda: self.calibration)(expert_log_priors, log_prior)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Of this network: the one beside the checkpoint, else one fitted on the data's held-out validation images.
+
+        None where there is neither. Whatever it takes is done when it is first asked for.
+        """
+        return self.calibration_record.calibration if self.calibration_record else None
+
+    @cached_property
+    def calibration_record(self) -> CalibrationRecord | None:
+        """`calibration` with its source."""
+        record = stored_calibration(self.checkpoint, self.averaged_views)
+        if record is None and self.loader.has_held_out_validation:
+            try:
+                record = self.calibrate()
+            except UserError as error:
+                get_logger().warning(f"{error} Going on without a calibration.")
+        get_logger().info(record.sentence() if record else "Not calibrated: there are no held-out labeled images.")
+        return record
+
+    def calibrate(self, images: Path | str | None = None) -> CalibrationRecord:
+        """Fit a calibration on labeled images that were not trained on, with the run's averaged views.
+
+        Args:
+            images: a list file or a folder of class folders (ListDataLoader.with_labeled_images); None for the held-out
+                validation images of the data.
+
+        Raises:
+            UserError: there are no such images, some were trained on, or nothing can be learned from them.
+        """
+        if images is None:
+            source, loader = "held-out validation images", self.loader.with_validation_images()
+        else:
+            source, loader = f"the labeled images {images}", self.loader.with_labeled_images(images)
+        labeled = replace(self, loader=loader)
+        return self._fit_calibration(labeled.test_logits, labeled.targets, source)
+
+    def labeled_draw(self, per_class: int) -> np.ndarray:
+        """Test images to calibrate on, drawn by the run's seed, their indices: `per_class` of each class that has any.
+
+        Raises:
+            UserError: no image of some class would be left to test with, or per_class is below 1.
+        """
+        counts = torch.bincount(self.targets)
+        if per_class < 1:
+            raise UserError(f"calibrate_on_test must be at least 1 image a class, not {per_class}.")
+        emptied = ((counts > 0) & (counts <= per_class)).nonzero().flatten().tolist()
+        if emptied:
+            raise UserError(
+                f"calibrate_on_test {per_class} leaves {len(emptied)} classes without a test image, such as "
+                f'"{self.loader.class_names[emptied[0]]}", which has {int(counts[emptied[0]])}: use fewer.'
+            )
+        order = torch.randperm(len(self.targets), generator=epoch_generator(self.seed, 0, CALIBRATION))
+        of_class = [order[self.targets[order] == label][:per_class] for label in counts.nonzero().flatten()]
+        return torch.cat(of_class).sort().values.numpy()
+
+    def calibrated_on_test(self, per_class: int) -> "LoadedRun":
+        """A copy that is calibrated on labeled test images, which no distribution of the copy contains.
+
+        Args:
+            per_class: see `labeled_draw`.
+
+        Raises:
+            UserError: see `labeled_draw` and `calibrate`.
+        """
+        drawn = self.labeled_draw(per_class)
+        images = "labeled test image" if per_class == 1 else "labeled test images"
+        source = f"{per_class} {images} a class (seed {self.seed}), left out of every distribution"
+        logits, targets = selected(self.test_logits, drawn), self.targets[torch.as_tensor(drawn)]
+        other = copy.copy(self)
+        other.left_out = drawn
+        other.calibration_record = self._fit_calibration(logits, targets, source)
+        get_logger().info(other.calibration_record.sentence())
+        return other
+
+    def _fit_calibration(self, logits: Tensor, targets: Tensor, source: str) -> CalibrationRecord:
+        return fit_record(
+            logits,
+            targets,
+            self.expert_log_priors,
+            self.log_prior,
+            self.loader.class_names,
+            f"{len(targets)} images: {source}",
+            self.averaged_views,
+            self.checkpoint.sha256,
+        )
 
 
 def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str, object] | None = None) -> LoadedRun:
@@ -125,7 +230,7 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
         raise UserError(
             f"{path} was trained on {sum(trained_on)} images in {len(trained_on)} classes, and "
             f"the config's data has {sum(loader.cls_num_list)} in {loader.num_classes}: use the test "
-            "config of the same data set and imbalance ratio."
+            "config of the same data set, imbalance ratio and val_fraction."
         )
     network = build_network(config, loader.num_classes, chosen_device)
     load_weights(network, checkpoint["model"], path)

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from base.base_data_loader import EvaluationBatches
 from utils import distributed
+from utils.errors import UserError
 from utils.logger import progress
+
+CHECKED = 256  # images that are checked at once
 
 
 @torch.inference_mode()
@@ -43,6 +46,21 @@ def numbered(batches: EvaluationBatches, description: str) -> Iterator[tuple[sli
 
 def shard_of_process(batches: EvaluationBatches) -> EvaluationBatches:
     return batches.shard(distributed.rank(), distributed.world_size())
+
+
+def check_finite(logits: Tensor, description: str) -> Tensor:
+    """The same logits [N, E, C], if all are finite.
+
+    Raises:
+        UserError: some are not; says of how many images.
+    """
+    broken = sum(int((~torch.isfinite(part)).flatten(1).any(dim=1).sum()) for part in torch.split(logits, CHECKED))
+    if broken:
+        raise UserError(
+            f"The network's logits are not finite for {broken} of {len(logits)} images ({description}): its weights "
+            "are damaged or it diverged in training; use another checkpoint."
+        )
+    return logits
 
 
 def selected(logits: Tensor, indices: np.ndarray) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.adaptation import STREAM_BATCH, fit_all, follow_streams, new_aggregator, view_source
+from trainer.adaptation import STREAM_BATCH, calibration_used, fit_all, follow_streams, new_aggregator, view_source
 from trainer.build import AggregatorMaker
 from trainer.loaded_run import LoadedRun
 from trainer.results import Predictions
@@ -32,8 +32,9 @@ def predict(
     Raises:
         UserError: there is no image, or the run's loader takes no such images.
     """
-    run = replace(run, loader=run.loader.with_test_images(images))
     aggregator = new_aggregator(run, make_aggregator, stream, stream_batch) if make_aggregator else None
+    used = calibration_used(run, aggregator) if aggregator else None
+    run = replace(run, loader=run.loader.with_test_images(images))
     count = len(run.targets)
     learning = {}
     if aggregator is None:
@@ -48,4 +49,5 @@ def predict(
             log_probabilities = aggregator.predict(run.test_logits)
         learning = aggregator.report()
     names = run.loader.test_names
-    return Predictions(names, log_probabilities, run.loader.class_names, learning, run.checkpoint)
+    calibration = used.to_json() if used else None
+    return Predictions(names, log_probabilities, run.loader.class_names, learning, run.checkpoint, calibration)

@@ -95,6 +95,8 @@ class Results:
         device: e.g. "cpu (2 threads)".
         config: in force.
         distributions: by name, in the order of the tables.
+        remark: what sets these figures apart from others of the kind, for titles; None where nothing does.
+        calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
     """
 
     checkpoint: CheckpointRecord
@@ -104,11 +106,16 @@ class Results:
     device: str
     config: dict[str, Any]
     distributions: dict[str, DistributionResult] = field(default_factory=dict)
+    remark: str | None = None
+    calibration: dict[str, Any] | None = None
+
+    #: Keys that are left out of JSON where they are None.
+    OPTIONAL = ("remark", "calibration")
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers, as they stand in results.json."""
         return {
-            **vars(self),
+            **{key: value for key, value in vars(self).items() if value is not None or key not in self.OPTIONAL},
             "checkpoint": self.checkpoint.to_json(),
             "distributions": {name: result.to_json() for name, result in self.distributions.items()},
         }
@@ -137,6 +144,7 @@ class Predictions:
         class_names: [C].
         learning: what the aggregator reports, with its "weights" where it has some; empty for equal weights.
         checkpoint: what predicted.
+        calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
     """
 
     names: list[str]
@@ -144,6 +152,7 @@ class Predictions:
     class_names: list[str]
     learning: dict[str, Any]
     checkpoint: CheckpointRecord
+    calibration: dict[str, Any] | None = None
 
     def table(self) -> pd.DataFrame:
         """One row an image: path, class, probability."""
@@ -172,7 +181,7 @@ def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
         board.scalars({f"{job}/top1": result.top1}, number)
         for step, weights in enumerate((result.learning or {}).get("weights_after_pass", [])):
             board.scalars({f"{job}_weights_{name}/expert{e + 1}": w for e, w in enumerate(weights)}, step)
-    for name, figure in figures(table).items():
+    for name, figure in figures(table, results.remark).items():
         board.figure(f"{job}/{name}", figure)
     board.close()
     return content

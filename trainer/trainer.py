@@ -15,6 +15,7 @@ from model.inference import inference_copy
 from model.metric import accuracy, shot_group_accuracy, shot_groups
 from trainer.devices import parallel
 from trainer.logits import expert_logits
+from trainer.precision import AUTOCAST
 from utils import distributed
 from utils.errors import UserError, unknown
 from utils.logger import progress
@@ -22,11 +23,9 @@ from utils.seed import MIXUP, epoch_generator
 
 __all__ = ["Trainer"]
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class MixedPrecision(nn.Module):
-    """Runs a network under autocast and gives its output in float32.
+    """Runs a network under autocast and gives its output in float32; the loss is computed outside of autocast.
 
     Autocast's precision belongs to a thread, and DataParallel starts threads: it is set where the network runs.
     """

@@ -16,6 +16,7 @@ from trainer.build import (
     parameter_groups,
 )
 from trainer.devices import choose_device, device_name
+from trainer.precision import choose_precision
 from trainer.registry import TRAINERS, log_without_effect, make_config
 from trainer.run_folder import choose_run_dir, run_folder
 from utils import distributed
@@ -51,6 +52,14 @@ def training_config(config: Mapping, checkpoint: Mapping | None = None, source: 
     return checked
 
 
+def precision_so_far(checkpoint: Mapping | None) -> str | None:
+    """The precision that a run was trained in up to its checkpoint; None for a new run."""
+    if checkpoint is None:
+        return None
+    written = config_of(checkpoint).get("trainer", {}).get("precision", "fp32")  # before "auto" there was no record
+    return checkpoint.get("precision", written)
+
+
 def train(
     config: Mapping | None = None,
     *,
@@ -82,6 +91,7 @@ def train(
     seed = checked.get("seed", 1)
     seed_everything(seed)
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))
+    options.precision = choose_precision(options.precision, chosen_device, precision_so_far(checkpoint))
     loader = build_loader(checked, chosen_device)
     loader.check_shards()
     network = build_network(checked, loader.num_classes, chosen_device)

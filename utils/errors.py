@@ -31,6 +31,9 @@ class LostProcess(UserError):
     status = 1
 
 
+SHOWN = 60  # valid names in a message
+
+
 def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
     """Error for a name that is not among the valid ones; names the choices and the nearest of them.
 
@@ -42,4 +45,5 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
     valid = sorted(valid)
     nearest = get_close_matches(str(name), valid, n=1, cutoff=0.5)
     hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
-    return UserError(f'Unknown {what} "{name}": {hint}Valid: {", ".join(valid) or "none"}.')
+    rest = f" and {len(valid) - SHOWN} more" if len(valid) > SHOWN else ""
+    return UserError(f'Unknown {what} "{name}": {hint}Valid: {", ".join(valid[:SHOWN]) or "none"}{rest}.')

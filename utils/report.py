@@ -73,6 +73,8 @@ def markdown_report(content: Mapping, table: pd.DataFrame) -> bytes:
         f"({checkpoint['selected_by']}), SHA-256 {checkpoint['sha256']}, seed {content['seed']}. "
         "Accuracy in percent.\n\n"
     )
+    if remark := content.get("remark"):
+        heading += f"**{remark[0].upper()}{remark[1:]}.**\n\n"
     return (heading + markdown_table(table)).encode()
 
 
@@ -84,7 +86,7 @@ def figure_report(name: str) -> Callable[[Mapping, pd.DataFrame], bytes | None]:
     """The report that is one of `figures`."""
 
     def report(content: Mapping, table: pd.DataFrame) -> bytes | None:
-        figure = figures(table).get(name)
+        figure = figures(table, content.get("remark")).get(name)
         return png(figure) if figure else None
 
     return report
@@ -129,18 +131,21 @@ def png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def figures(table: pd.DataFrame) -> dict:
-    """Matplotlib figures of a table with several distributions: "accuracy", and "weights" where there are some."""
+def figures(table: pd.DataFrame, remark: str | None = None) -> dict:
+    """Matplotlib figures of a table with several distributions: "accuracy", and "weights" where there are some.
+
+    The remark stands below their titles.
+    """
+    below = f"\n({remark})" if remark else ""
     if len(table) < 2:
         return {}
     weights = table[weight_columns(table)]
-    plots = {"accuracy": accuracy_figure(table)}
-    return plots | (
-        {"weights": weights_figure(weights, "How the experts are weighted")} if len(weights.columns) else {}
-    )
+    plots = {"accuracy": accuracy_figure(table, f"Accuracy over the test class distributions{below}")}
+    title = f"How the experts are weighted{below}"
+    return plots | ({"weights": weights_figure(weights, title)} if len(weights.columns) else {})
 
 
-def accuracy_figure(table: pd.DataFrame):
+def accuracy_figure(table: pd.DataFrame, title: str):
     """Top-1 over the distributions, beside the experts alone and, where compared with, equal weights."""
     from matplotlib.figure import Figure
 
@@ -155,7 +160,7 @@ def accuracy_figure(table: pd.DataFrame):
         label = "learned weights" if weight_columns(table) else "adapted"
     axes.plot(names, table["top1"], color="black", marker="o", linewidth=2, label=label)
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_title("Accuracy over the test class distributions")
+    axes.set_title(title)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     axes.tick_params(axis="x", rotation=30)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 # Streams: order and augmentation in training, test-time views, order of test-time updates, partners in mixup, mild
-# views to average.
-TRAINING, VIEWS, SHUFFLE, MIXUP, MILD_VIEWS = 0, 1, 2, 3, 4
+# views to average, labeled test images to calibrate on.
+TRAINING, VIEWS, SHUFFLE, MIXUP, MILD_VIEWS, CALIBRATION = 0, 1, 2, 3, 4, 5
 
 
 def seed_everything(seed: int) -> None:
@@ -25,7 +25,8 @@ def epoch_generator(seed: int, epoch: int, stream: int = 0) -> torch.Generator:
     Args:
         seed: the run's seed.
         epoch: epoch or pass number.
-        stream: separates independent uses of the same epoch, TRAINING, VIEWS, SHUFFLE, MIXUP or MILD_VIEWS.
+        stream: separates independent uses of the same epoch, TRAINING, VIEWS, SHUFFLE, MIXUP, MILD_VIEWS or
+            CALIBRATION.
     """
     mixed = np.random.SeedSequence([seed, epoch, stream]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(mixed[0]) << 32 | int(mixed[1]))

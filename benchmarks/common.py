@@ -1,0 +1,50 @@
+"""What the benchmarks share: random images in CIFAR-100's shape, and the record of where a figure comes from."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
+from data_loader.datasets import ImageSet  # noqa: E402
+
+
+class RandomCIFAR100(ImbalanceCIFAR100DataLoader):
+    """As many random images of each class as asked for, 500 as CIFAR-100 has them for training by default."""
+
+    per_class = 500
+
+    def load(self, train: bool) -> ImageSet:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (100 * self.per_class, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return ImageSet(images, torch.arange(100).repeat_interleave(self.per_class))
+
+
+def processor() -> str:
+    """Model of the CPU, with the matrix instructions that torch uses."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or 'CPU'} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def write_record(path: Path, device: torch.device, content: dict) -> None:
+    """Write figures as JSON, with the command, commit, versions and machine that they come from."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    record = {
+        "command": "python " + " ".join(sys.argv),
+        "commit": commit,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **content,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,277 @@
+"""This project's training step against the plain one, and where its time goes.
+
+  python benchmarks/train_step.py [--rounds 7] [--threads 1 2] [--bf16] [--no_compile] [--epoch] [--profile]
+                                  [--data_dir data/CIFAR100] [--output FILE.json]
+
+Both sides train TADE's ResNet-32 for CIFAR100-LT (three experts, batches of 128). Plain: eager, NCHW, fp32,
+SGD(foreach=False). Here: `Trainer.train_step` on the batches of `Trainer.train_epoch`, in fp32, and with torch.compile;
+in bf16 where the CPU has AMX, or with --bf16. Every side is a process of its own with the same number of threads; they
+take a step in turn, so that other load on the machine meets all of them; the process that does not work sleeps.
+Ratios are medians over the rounds of plain seconds / seconds here. Everything is given by the clock and by CPU
+time (of all threads), which other load on the machine hardly touches.
+
+"Share of the matrix rate" is the step's arithmetic (three times the forward pass's convolutions and classifiers, two
+operations a multiply-add) over what a large matrix product of the same precision does on the same threads in the run.
+The time to compile is that of the first step, less that of an ordinary one: with an empty cache, and with the cache of
+before. --epoch trains one whole epoch in fp32, data included. Images are those of --data_dir, or random where there are
+none.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
+from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
+from model.cost import count_macs  # noqa: E402
+from trainer.build import build_loss, build_network, parameter_groups  # noqa: E402
+from trainer.precision import AUTOCAST, has_amx  # noqa: E402
+from trainer.registry import make_config  # noqa: E402
+from trainer.trainer import Trainer  # noqa: E402
+from utils.logger import TensorBoardLog, get_logger  # noqa: E402
+from utils.parse_config import read_json  # noqa: E402
+from utils.seed import seed_everything  # noqa: E402
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "config_cifar100_ir100_tade.json"
+CPU = torch.device("cpu")
+BATCHES = 8  # different ones that the steps go round
+MATRIX = 2048
+WAYS = ("clock", "CPU time")  # how long something takes; CPU time is that of all threads
+
+
+@dataclass
+class Side:
+    """One way to train: plain, or this project's with these trainer options."""
+
+    name: str
+    plain: bool = False
+    precision: str = "fp32"
+    compile: bool = False
+
+
+def make_trainer(side: Side, data_dir: Path, folder: Path) -> Trainer:
+    content = read_json(CONFIG)
+    content["trainer"] |= {"precision": side.precision, "compile": side.compile, "monitor": "off"}
+    if side.plain:
+        content["optimizer"]["args"]["foreach"] = False
+    config = make_config(content)
+    seed_everything(config["seed"])
+    options = dict(config["data_loader"]["args"], data_dir=str(data_dir))
+    real = (data_dir / "cifar-100-python").exists()
+    loader = (ImbalanceCIFAR100DataLoader if real else RandomCIFAR100)(**options)
+    loader.prepare(CPU, config["seed"])
+    network = build_network(config, loader.num_classes, CPU)
+    optimizer = config.build("optimizer", parameter_groups(config, network))
+    scheduler = config.build("lr_scheduler", optimizer)
+    criterion = build_loss(config, loader.cls_num_list)
+    trainer = Trainer(network, criterion, {}, loader, optimizer, scheduler, config.build("trainer"), folder, {})
+    trainer.tensorboard = TensorBoardLog(folder, False)
+    return trainer
+
+
+def first_batches(trainer: Trainer, plain: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    trainer.loader.set_epoch(1)
+    layout = torch.contiguous_format if plain else torch.channels_last
+    batches = [next(iterator) for iterator in [iter(trainer.loader)] for _ in range(BATCHES)]
+    return [(images.contiguous(memory_format=layout), target) for images, target in batches]
+
+
+def plain_step(trainer: Trainer, images: torch.Tensor, target: torch.Tensor) -> None:
+    trainer.optimizer.zero_grad()
+    loss = trainer.criterion(trainer.model(images), target)
+    loss.backward()
+    trainer.optimizer.step()
+
+
+def seconds(function, *arguments) -> tuple[float, float]:
+    """How long a call takes: by the clock, and in CPU time of this process."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    function(*arguments)
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def multiply(precision: str) -> tuple[float, float]:
+    """Seconds of a product of two large matrices, by the clock and in CPU time."""
+    a, b = (torch.randn(MATRIX, MATRIX, dtype=AUTOCAST.get(precision, torch.float32)) for _ in range(2))
+    torch.mm(a, b)
+    return seconds(torch.mm, a, b)
+
+
+def profile_steps(trainer: Trainer, batches: list) -> list[dict]:
+    """The operations with the largest share of three steps, by their own CPU time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for images, target in batches[:3]:
+            trainer.train_step(images, target)
+    rows = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    return [
+        {"operation": row.key, "share": row.self_cpu_time_total / total, "calls a step": row.count / 3}
+        for row in rows[:12]
+    ]
+
+
+def work(connection: Connection, side: Side, threads: int, data_dir: Path) -> None:
+    """A side's process: builds, takes the first step, then does what the connection says."""
+    torch.set_num_threads(threads)
+    get_logger().setLevel("WARNING")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(side, data_dir, Path(folder))
+        batches = first_batches(trainer, side.plain)
+        trainer.network.train()
+        done = 0
+
+        def step() -> tuple[float, float]:
+            nonlocal done
+            images, target = batches[done % BATCHES]
+            done += 1
+            return seconds(plain_step if side.plain else Trainer.train_step, trainer, images, target)
+
+        connection.send(step())
+        while (task := connection.recv()) != "end":
+            if task == "step":
+                connection.send(step())
+            elif task == "matrix":
+                connection.send(multiply(side.precision))
+            elif task == "epoch":
+                connection.send(seconds(trainer.train_epoch, 1))
+            else:
+                connection.send(profile_steps(trainer, batches))
+
+
+class Worker:
+    """A side's process, seen from here."""
+
+    def __init__(self, side: Side, threads: int, data_dir: Path):
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=work, args=(other, side, threads, data_dir), daemon=True)
+        self.process.start()
+        other.close()
+        self.first = self.connection.recv()
+
+    def ask(self, task: str):
+        self.connection.send(task)
+        return self.connection.recv()
+
+    def end(self) -> None:
+        self.connection.send("end")
+        self.process.join()
+
+
+def time_sides(sides: list[Side], threads: int, rounds: int, data_dir: Path, cost: float) -> tuple[list[dict], dict]:
+    """Interleaved steps of all sides at one number of threads: a row for each; the workers, which go on living."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="train_step_")  # compiles from scratch
+    workers = {side.name: Worker(side, threads, data_dir) for side in sides}
+    for worker in workers.values():  # the second step of a process is still slower
+        worker.ask("step")
+    times: dict[str, list] = {name: [] for name in workers}
+    products: dict[str, list] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            times[name].append(worker.ask("step"))
+        for name, worker in workers.items():
+            products[name].append(worker.ask("matrix"))
+    rows = []
+    batch = read_json(CONFIG)["data_loader"]["args"]["batch_size"]
+    for side in sides:
+        row = {**asdict(side), "threads": threads}
+        for i, way in enumerate(WAYS):
+            step = statistics.median(taken[i] for taken in times[side.name])
+            rate = 2 * MATRIX**3 / statistics.median(taken[i] for taken in products[side.name])
+            row[way] = {
+                "step_seconds": step,
+                "images_per_second": batch / step,
+                "ratio": statistics.median(p[i] / o[i] for p, o in zip(times["plain"], times[side.name], strict=True)),
+                "matrix_gflops": rate / 1e9,
+                "share_of_matrix_rate": cost * batch / step / rate,
+            }
+            print(
+                f"{side.name:<14} {threads} thread(s) {way:<9} {step:6.3f} s a step  {batch / step:6.1f} images/s  "
+                f"{row[way]['ratio']:5.2f} times plain  {row[way]['share_of_matrix_rate']:4.0%} of "
+                f"{rate / 1e9:.0f} GFLOP/s",
+                flush=True,
+            )
+        if side.compile:
+            again = Worker(side, threads, data_dir)
+            again.end()
+            usual = row["clock"]["step_seconds"]
+            row["compile_seconds"] = workers[side.name].first[0] - usual
+            row["compile_seconds_cached"] = again.first[0] - usual
+            print(
+                f"  compiling {row['compile_seconds']:.0f} s, cached {row['compile_seconds_cached']:.0f} s", flush=True
+            )
+        rows.append(row)
+    return rows, workers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
+    parser.add_argument("--bf16", action="store_true", help="also where the CPU has no AMX: minutes a step")
+    parser.add_argument("--no_compile", action="store_true")
+    parser.add_argument("--epoch", action="store_true", help="a whole epoch in fp32 at every number of threads")
+    parser.add_argument("--profile", action="store_true", help="the operations that take most of a step in fp32")
+    parser.add_argument("--data_dir", type=Path, default=Path("data/CIFAR100"))
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    get_logger().setLevel("WARNING")
+    precisions = ["fp32", *(["bf16"] if args.bf16 or has_amx() else [])]
+    sides = [Side("plain", plain=True)]
+    for precision in precisions:
+        sides.append(Side(precision, precision=precision))
+        if not args.no_compile:
+            sides.append(Side(f"{precision} compiled", precision=precision, compile=True))
+    network = build_network(make_config(read_json(CONFIG)), 100, CPU)
+    macs = count_macs(network, 32).loc["total", ["convolutions", "cosine classifier"]].sum()
+    arguments = read_json(CONFIG)["data_loader"]["args"]
+    counts = RandomCIFAR100(**arguments).cls_num_list
+    load = os.getloadavg()
+    rows, epochs, profiles = [], {}, {}
+    for threads in args.threads:
+        found, workers = time_sides(sides, threads, args.rounds, args.data_dir, cost=3 * 2 * float(macs))
+        rows += found
+        if args.epoch:
+            taken = dict(zip(WAYS, workers["fp32"].ask("epoch"), strict=True))
+            epochs[threads] = {way: sum(counts) / spent for way, spent in taken.items()}
+            print(
+                f"whole epoch in fp32, {threads} thread(s): "
+                + ", ".join(f"{rate:.1f} images/s by {way}" for way, rate in epochs[threads].items()),
+                flush=True,
+            )
+        if args.profile:
+            profiles[threads] = workers["fp32"].ask("profile")
+            print(f"fp32, {threads} thread(s), share of own CPU time in a step, calls:")
+            for row in profiles[threads]:
+                print(f"  {row['share']:6.1%} {row['calls a step']:7.1f}  {row['operation']}")
+        for worker in workers.values():
+            worker.end()
+    if args.output:
+        content = {
+            "seed": read_json(CONFIG)["seed"],
+            "images": "CIFAR-100" if (args.data_dir / "cifar-100-python").exists() else "random",
+            "rounds": args.rounds,
+            "load_before": load,
+            "load_after": os.getloadavg(),
+            "gflop_a_step_and_image": 6 * float(macs) / 1e9,
+            "steps": rows,
+            "epoch_images_per_second": epochs,
+            "profile": profiles,
+        }
+        write_record(args.output, CPU, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""A test prior that is known; and that no aggregator but the oracle can see a label."""
+
+import pytest
+import torch
+from conftest import script
+
+import trainer
+from tade import EMAggregator, GivenPriorAggregator, MAPEMAggregator, PriorAggregator
+from trainer.command_line import Options, parse
+from trainer.given_prior import read_prior
+from utils.errors import UserError
+
+COUNTS = [120, 60, 6]
+
+
+class Pets:
+    """What `read_prior` asks of a loader."""
+
+    num_classes = 3
+    cls_num_list = COUNTS
+    class_map = None
+    class_names = ("cat", "dog", "sea horse")
+
+
+class Renumbered(Pets):
+    class_map = (2, 0, 1)
+    class_names = ("2", "0", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("prior.json", '{"dog": 70, "cat": 30, "sea horse": 0.5}'),
+        ("prior.csv", "class,images\ndog,70\ncat,30\nsea horse,0.5\n"),
+        ("prior.csv", '"dog", 70\r\n"cat", 30\r\n"sea horse", 0.5\r\n'),
+        ("prior.txt", "sea horse 0.5\n\ncat 30\ndog\t70\n"),
+        ("prior.txt", "0 30\n2 0.5\n1 70"),
+    ],
+)
+def test_files(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_prior(str(tmp_path / name), Pets) == [30, 70, 0.5]
+
+
+def test_words_and_inline():
+    assert read_prior("uniform", Pets) == [1, 1, 1] and read_prior("training", Pets) == COUNTS
+    assert read_prior("cat=30, dog=70,sea horse=0", Pets) == [30, 70, 0]
+    assert read_prior({"cat": 1, "dog": 2, "2": 3}, Pets) == [1, 2, 3]
+    assert read_prior("0=10,1=20,2=30", Renumbered) == [30, 10, 20]  # numbers are the data set's own
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "cat 1\ndgo 2\nsea horse 3", 'Unknown class in .*p.txt "dgo": did you mean "dog"'),
+        ("p.txt", "cat 1\ndog 2", r"no number for 1 of 3 classes \(sea horse\): give every class one"),
+        ("p.csv", "cat,1\ndog,-2\nsea horse,3", 'has "-2" for class "dog": give a number of at least 0'),
+        ("p.csv", "cat,1\ndog,two\nsea horse,3", 'has "two" for class "dog"'),
+        ("p.csv", "cat,1,2\ndog,2\nsea horse,3", '"cat 1 2" should be a class and a number'),
+        ("p.txt", "cat 1\ncat 2", 'has class "cat" twice'),
+        ("p.txt", "cat 0\ndog 0\nsea horse 0", "is 0 for every class"),
+        ("p.json", '{"cat": null}', 'has "None" for class "cat"'),
+        ("p.json", "{", "is not valid JSON: line 1"),
+        ("p.json", "[1, 2]", "must hold one JSON object"),
+        ("p.txt", "", "no number for 3 of 3 classes"),
+    ],
+)
+def test_what_is_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_prior(str(tmp_path / name), Pets)
+
+
+def test_what_is_no_prior_at_all(tmp_path):
+    with pytest.raises(UserError, match='The prior "unifrom" is no file that can be read'):
+        read_prior("unifrom", Pets)
+    with pytest.raises(UserError, match='has "nan" for class "cat"'):
+        read_prior("cat=nan,dog=1", Pets)
+    with pytest.raises(UserError, match="should be a class and a number"):
+        read_prior("cat=1,dog", Pets)
+
+
+def test_the_flag_of_the_scripts(digits_run, tmp_path):
+    options = parse(
+        "", ["-c", "configs/test_time_digits_tade.json", "-r", digits_run["last"], "--prior", "training"], adapting=True
+    )
+    content = script("test_train_cifar").main(
+        Options(options.config, options.checkpoint, output=tmp_path, prior=options.prior)
+    )
+    run = trainer.load_run(digits_run["last"])
+    counts = torch.tensor(run.cls_num_list, dtype=torch.float64)
+    by_hand = trainer.adapt(run, lambda *priors: GivenPriorAggregator(*priors, prior=run.cls_num_list))
+    for name, entry in content["distributions"].items():
+        assert entry["learning"]["prior"] == pytest.approx((counts / counts.sum()).tolist(), abs=1e-6)
+        assert entry["top1"] == by_hand.distributions[name].top1
+    assert content["protocol"].startswith("Known test prior (GivenPriorAggregator), the same for all: nothing learned;")
+    assert content["config"]["aggregator"]["args"]["prior"] == run.cls_num_list
+    with pytest.raises(UserError, match="no number for 9 of 10 classes"):
+        script("test_train_cifar").main(Options(options.config, options.checkpoint, prior="3=1"))
+
+
+def test_a_calibration_of_the_config_stays(digits_run):
+    section = {"aggregator": {"type": "PriorAggregator", "args": {"calibration": [0.5, 0.0, 0.0], "bound": 2.0}}}
+    run = trainer.with_prior(trainer.load_run(digits_run["last"], overrides=section), "uniform")
+    assert run.config["aggregator"]["args"] == {"calibration": [0.5, 0.0, 0.0], "prior": [1.0] * 10}
+    predicted = trainer.predict(run, run.loader.test_set.images[:5], run.make_aggregator)
+    assert predicted.learning["prior"] == pytest.approx([0.1] * 10) and predicted.calibration["a"] == 0.5
+
+
+def test_the_oracle_is_a_bound_and_says_so(digits_run):
+    run = trainer.load_run(digits_run["last"])
+    results = trainer.adapt_oracle(run, ["forward50", "backward50"])
+    assert "a bound, uses the labels" in results.protocol and "bound" in results.remark
+    own = torch.bincount(run.targets[run.loader.test_distributions()["backward50"]], minlength=10).double()
+    learning = results.distributions["backward50"].learning
+    assert learning["prior"] == pytest.approx((own / own.sum()).tolist(), abs=1e-6)
+    uniform = trainer.adapt(run, lambda *p: GivenPriorAggregator(*p, prior=[1] * 10), names=["forward50"])
+    assert results.distributions["forward50"].top1 > uniform.distributions["forward50"].top1
+
+
+@pytest.mark.parametrize("kind", [PriorAggregator, EMAggregator, MAPEMAggregator, None])
+def test_no_aggregator_but_the_oracle_sees_a_label(digits_run, kind, monkeypatch):
+    """What is learned and predicted does not change when every test label does. (For the published method:
+    test_evaluation.py.)"""
+    predictions = {}
+
+    def adapted(shuffle: bool):
+        run = trainer.load_run(digits_run["last"])
+        distributions = run.loader.test_distributions()
+        run.loader.test_distributions = lambda: distributions  # the same images
+        if shuffle:
+            run.targets = run.targets[torch.randperm(len(run.targets), generator=torch.Generator().manual_seed(0))]
+        scores, score = [], trainer.evaluation.Scorer.score
+
+        def witness(self, indices, scored):
+            scores.append(scored)
+            return score(self, indices, scored)
+
+        monkeypatch.setattr(trainer.evaluation.Scorer, "score", witness)
+        if kind is None:
+            results = trainer.adapt_oracle(run, ["backward10"])
+        else:
+            results = trainer.adapt(run, kind, names=["backward10"])
+        monkeypatch.undo()
+        predictions[shuffle] = scores[0]
+        return results.distributions["backward10"]
+
+    one, other = adapted(False), adapted(True)
+    same = one.learning == other.learning and torch.equal(predictions[False], predictions[True])
+    assert same == (kind is not None) and one.top1 != other.top1
