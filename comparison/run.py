@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.synchronize
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
@@ -39,7 +40,7 @@ from utils.lock import locked
 from utils.parse_config import ConfigParser
 from utils.reference_config import config_of
 from utils.report import make_folder
-from utils.signals import STOPPING, StopSignals, signal_status
+from utils.signals import STOPPING, StopSignals, end_at_once, signal_status
 
 METHODS = ("softmax", "ride", "tade")
 JOBS = {"test_all": run_test_all, "test_train": run_test_train}
@@ -159,8 +160,11 @@ def announce(message: str) -> None:
     sys.__stdout__.flush()
 
 
-def start_worker() -> None:
+def start_worker(stopping: multiprocessing.synchronize.Event) -> None:
     """Start of a worker process: it stops by the same signals as a run by itself, and ends with the first process."""
+    if stopping.is_set():
+        os._exit(1)
+    StopSignals.second_ends = False  # the first process decides on that
     for number in STOPPING:
         signal.signal(number, stop_worker)
     end_with_parent()
@@ -204,7 +208,11 @@ def finish_all(runs: Sequence[Run], jobs: int) -> dict[Run, UserError]:
     os.environ.update(WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)})
     failures = {}
     context = multiprocessing.get_context("spawn")
-    with StopSignals(stop_waiting), ProcessPoolExecutor(jobs, context, start_worker, max_tasks_per_child=1) as executor:
+    stopping = context.Event()
+    with (
+        StopSignals(stop_waiting),
+        ProcessPoolExecutor(jobs, context, start_worker, (stopping,), max_tasks_per_child=1) as executor,
+    ):
         pending = {}
         try:
             pending |= {executor.submit(finish, run, threads): run for run in runs}
@@ -223,14 +231,21 @@ def finish_all(runs: Sequence[Run], jobs: int) -> dict[Run, UserError]:
                     announce(f"{run}: {error}")
         except StopWaiting as stop:
             announce("Stopping: the runs at work finish their step and save it.")
-            executor.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGTERM)
-            wait(pending)
-            raise Interrupted(
-                "Stopped. Start again with the same options to go on.", signal_status(stop.number)
-            ) from None
+            stopping.set()
+            stop_workers()
+            end_at_once("Stopped. Start again with the same options to go on.", signal_status(stop.number))
     return failures
+
+
+def stop_workers() -> None:
+    """Let every worker process stop, also those that are only starting, and wait until they have ended."""
+    told = set()
+    while workers := multiprocessing.active_children():
+        for worker in workers:
+            if worker.pid not in told:
+                os.kill(worker.pid, signal.SIGTERM)
+                told.add(worker.pid)
+        workers[0].join(0.2)
 
 
 class StopWaiting(BaseException):

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 #: A scheduler's or launcher's request, a lost terminal, Ctrl-C, a cluster's warning before its time limit.
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1") if hasattr(signal, name))
@@ -24,6 +25,9 @@ class StopSignals:
         on_first: called with the number of the first signal, inside the signal handler.
     """
 
+    #: False in a process whose parent decides on it.
+    second_ends = True
+
     def __init__(self, on_first: Callable[[int], None] | None = None):
         self.received = 0
         self._on_first = on_first
@@ -39,17 +43,20 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        outer = self._before.get(self.received)
+        nested = callable(outer) and outer is not signal.default_int_handler
+        if kind and nested:
+            return  # the caller ends by the same signal, and a further one must not disturb that
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        outer = self._before.get(self.received)
         self._before = {}
-        if kind is None and callable(outer) and outer is not signal.default_int_handler:
+        if nested:
             outer(self.received, None)  # all was done before the signal could stop it; it is meant for the caller, too
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received:
-            if now - self._since > SAME_REQUEST:
+            if now - self._since > SAME_REQUEST and self.second_ends:
                 end_at_once("Ended at once by a second signal: what was not saved by then is lost.")
             return
         self.received, self._since = number, now
@@ -57,10 +64,10 @@ class StopSignals:
             self._on_first(number)
 
 
-def end_at_once(message: str) -> None:
-    """End the process with one sentence and status 1, from any thread or signal handler."""
+def end_at_once(message: str, status: int = 1) -> NoReturn:
+    """End the process with one sentence, from any thread or signal handler."""
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{message}\n".encode())
-    os._exit(1)
+    os._exit(status)
 
 
 def signal_status(number: int) -> int:
