@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -17,7 +17,8 @@ class BaseDataLoader(ABC):
     """Training batches, validation batches, the test images once, and the test distributions as indices of them.
 
     Iterating gives one epoch of augmented training batches (images [B, 3, H, W] float32, target [B] int64), on
-    `self.device`. With several processes each gets its shard of every global batch.
+    `self.device`. With several processes each gets its shard of every global batch, and all get equally many shards.
+    Where images were left out because they cannot be decoded, a shard may have fewer, even none.
 
     Args:
         batch_size: the global batch, over all processes.
@@ -48,6 +49,7 @@ class BaseDataLoader(ABC):
         self.device = torch.device("cpu")
         self.seed = 0
         self.epoch = 0
+        self.first_batch = 0
         self.rank = 0
         self.world_size = 1
 
@@ -61,15 +63,7 @@ class BaseDataLoader(ABC):
         return [str(number) for number in self.class_map or range(self.num_classes)]
 
     def prepare(self, device: torch.device, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        """Say where batches are wanted, what seeds the random numbers, and which of several processes this is.
-
-        Raises:
-            UserError: there are fewer images in a batch than processes.
-        """
-        if self.batch_size < world_size:
-            raise UserError(
-                f"batch_size is {self.batch_size} for all of {world_size} processes: make it at least {world_size}."
-            )
+        """Say where batches are wanted, what seeds the random numbers, and which of several processes this is."""
         self.device = device
         self.seed = seed
         self.rank = rank
@@ -83,9 +77,29 @@ class BaseDataLoader(ABC):
         """
         return {}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the next iteration."""
+    def check_shards(self) -> None:
+        """See that every process can train on its shard of every batch.
+
+        Raises:
+            UserError: a shard has fewer than two images, or there is no batch: batch norm cannot train on one image.
+        """
+        smallest = 2 * self.world_size
+        if self.batch_size < smallest:
+            processes = "" if self.world_size == 1 else f" for all of {self.world_size} processes"
+            raise UserError(
+                f"batch_size is {self.batch_size}{processes}, and every process needs two images of a batch: make it "
+                f"at least {smallest}."
+            )
+        if not len(self):
+            raise UserError(
+                f"There are {sum(self.cls_num_list)} training images, and a batch has {smallest} at least: give more "
+                "images, or start fewer processes."
+            )
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the order and the augmentation of the next iteration; it leaves out the batches before the first."""
         self.epoch = epoch
+        self.first_batch = first_batch
 
     @abstractmethod
     def __len__(self) -> int:
@@ -201,23 +215,33 @@ def digest(*parts: bytes | np.ndarray) -> str:
 
 
 class EvaluationBatches:
-    """Batches that can be iterated again and again, with their number and the labels of all their images.
+    """Batches that can be iterated again and again, with the labels of all images.
 
     Args:
-        make: makes a fresh iterator of batches.
-        count: number of batches.
-        targets: labels in the order of the images, [N], on the CPU.
+        make: parts -> a fresh iterator of their batches.
+        parts: which images each batch has.
+        targets: labels of all images in their order, [N], on the CPU.
         source: what the images are, for messages, e.g. "test set".
     """
 
-    def __init__(self, make: Callable[[], Iterator[tuple[Tensor, ...]]], count: int, targets: Tensor, source: str):
+    def __init__(
+        self,
+        make: Callable[[Sequence[slice]], Iterator[tuple[Tensor, ...]]],
+        parts: Sequence[slice],
+        targets: Tensor,
+        source: str,
+    ):
         self._make = make
-        self._count = count
+        self.parts = parts
         self.targets = targets
         self.source = source
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.parts)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return self._make()
+        return self._make(self.parts)
+
+    def shard(self, rank: int, world_size: int) -> "EvaluationBatches":
+        """The batches of one of several processes; the labels stay those of all images."""
+        return EvaluationBatches(self._make, self.parts[rank::world_size], self.targets, self.source)

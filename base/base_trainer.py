@@ -1,19 +1,24 @@
 """The frame of a training run: epochs, monitoring, checkpoints, resuming. What an epoch does is for subclasses."""
 
+import signal
+import threading
 import time
+import warnings
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from utils import distributed
-from utils.checkpoint import load_weights, save_checkpoint
+from utils.checkpoint import load_weights, position, save_checkpoint, whole_epochs
 from utils.errors import Interrupted, UserError
 from utils.logger import TensorBoardLog, file_log, get_logger
+from utils.signals import StopSignals, end_at_once, signal_status
 
 
 @dataclass
@@ -34,6 +39,9 @@ class TrainerOptions:
         compile: run the network through torch.compile.
         mixup_alpha: train on mixtures of two images and of their losses, lambda ~ Beta(alpha, alpha) a batch
             (Zhang et al., ICLR 2018, arXiv 1710.09412); 0 for none.
+        sync_batchnorm: with several processes, normalize by the statistics of the whole batch, not of each one's shard.
+        on_nan: at a loss or gradient that is not finite, "stop", or "skip" the step.
+        nan_limit: with "skip", steps of an epoch that may be skipped; one more stops the run.
         tensorboard: write TensorBoard logs into the run folder.
         verbosity: 0 warnings, 1 one line an epoch, 2 everything.
         type: the trainer, by its name in trainer/trainer.py.
@@ -49,6 +57,9 @@ class TrainerOptions:
     precision: str = "fp32"
     compile: bool = False
     mixup_alpha: float = 0.0
+    sync_batchnorm: bool = False
+    on_nan: str = "stop"
+    nan_limit: int = 10
     tensorboard: bool = True
     verbosity: int = 2
     type: str = "Trainer"
@@ -59,6 +70,8 @@ class TrainerOptions:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.mixup_alpha < 0:
             raise ValueError(f"mixup_alpha must be at least 0, not {self.mixup_alpha}")
+        if self.on_nan not in ("stop", "skip") or self.nan_limit < 0:
+            raise ValueError('on_nan must be "stop" or "skip", and nan_limit at least 0')
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f'precision must be "auto", "fp32", "bf16" or "fp16", not "{self.precision}"')
         if self.early_stop < 0 or (self.early_stop and self.monitor == "off"):
@@ -66,6 +79,17 @@ class TrainerOptions:
         mode, _, key = self.monitor.partition(" ")
         if self.monitor != "off" and (mode not in ("max", "min") or not key):
             raise ValueError(f'monitor must be "off", "max KEY" or "min KEY", not "{self.monitor}"')
+
+
+class StopRequested(Exception):
+    """A signal asked the run to stop: raised between two steps, in every process at the same one.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        self.number = number
 
 
 class BaseTrainer(ABC):
@@ -99,10 +123,14 @@ class BaseTrainer(ABC):
         mode, _, self.monitored = options.monitor.partition(" ")
         self.sign = -1 if mode == "min" else 1
         self.start_epoch = 1
+        self._sitting = time.perf_counter()  # since when `seconds` does not count yet
+        self._patience: threading.Timer | None = None
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.checks_since_best = 0
         self.seconds = 0.0  # spent on the epochs so far, in all sittings
+        self.stop = StopSignals(self._limit_patience)
+        self.saved = "the last whole epoch"
 
     @abstractmethod
     def monitorable(self) -> list[str]:
@@ -110,11 +138,39 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def train_epoch(self, epoch: int) -> dict:
-        """Train one epoch; returns the values to log. Epochs count from 1."""
+        """Train one epoch; returns the values to log. Epochs count from 1.
+
+        Raises:
+            StopRequested: `self.stop` has received a signal. Called again, it goes on with the next step.
+        """
+
+    @abstractmethod
+    def progress(self) -> dict:
+        """How far the epoch is: "step" batches done of "steps", "seconds", and this process's "own" part of the rest.
+
+        Tensors and plain containers only.
+        """
+
+    @abstractmethod
+    def restore_progress(self, epoch: int, progress: dict, own: dict) -> None:
+        """Let the next call of `train_epoch` go on where a run was stopped in an epoch.
+
+        Args:
+            epoch: the epoch.
+            progress: of the first process, see `progress`.
+            own: the part of this process.
+
+        Raises:
+            UserError: the epoch has other batches now.
+        """
 
     @abstractmethod
     def validate(self, epoch: int) -> dict:
-        """Values of the validation images to log, their names starting with `val_`."""
+        """Values of the validation images to log, their names starting with `val_`.
+
+        Raises:
+            StopRequested: see `train_epoch`; nothing has changed then.
+        """
 
     def train(self) -> dict:
         """Run the remaining epochs.
@@ -123,15 +179,24 @@ class BaseTrainer(ABC):
             The values of the last epoch, with "run_dir", "last" and "best" (paths or None), "best_epoch".
 
         Raises:
-            Interrupted: Ctrl-C; the last whole epoch's checkpoint is kept.
+            Interrupted: a signal (utils.signals) stopped the run; last.pth holds all up to the last step.
             UserError: the loss is no longer finite, or a checkpoint could not be saved.
+            LostProcess: another process of the run has ended.
         """
         values = {}
-        self.tensorboard = TensorBoardLog(self.run_dir, self.options.tensorboard)
-        with file_log(self.logger, self.run_dir / "log.txt") if distributed.is_main() else nullcontext():
+        with ExitStack() as stack:
+            if distributed.is_main():
+                stack.enter_context(file_log(self.logger, self.run_dir / "log.txt"))
+            self.tensorboard = TensorBoardLog(self.run_dir, self.options.tensorboard)
+            stack.callback(self.tensorboard.close)
+            stack.enter_context(distributed.lost_process_named(self._how_to_go_on))
+            stack.enter_context(self.stop)
             try:
                 for epoch in range(self.start_epoch, self.options.epochs + 1):
-                    values = self._one_epoch(epoch)
+                    try:
+                        values = self._one_epoch(epoch)
+                    except StopRequested as request:
+                        self._stop_in(epoch, request.number)
                     if self.options.early_stop and self.checks_since_best >= self.options.early_stop:
                         self.logger.info(
                             f"{self.monitored} has not improved for {self.checks_since_best} "
@@ -140,8 +205,6 @@ class BaseTrainer(ABC):
                         break
             except KeyboardInterrupt:
                 raise Interrupted(f"Stopped. {self._how_to_go_on()}") from None
-            finally:
-                self.tensorboard.close()
         best = self.run_dir / "model_best.pth"
         return {
             **values,
@@ -152,26 +215,75 @@ class BaseTrainer(ABC):
         }
 
     def _one_epoch(self, epoch: int) -> dict:
-        start = time.perf_counter()
+        self._sitting = time.perf_counter()
         values = {"epoch": epoch, **self.train_epoch(epoch)}
         validated = epoch % self.options.valid_period == 0 or epoch == self.options.epochs
         if validated:
-            # One process validates for all: they must agree on when to stop.
-            values |= distributed.from_first_process(self.validate(epoch) if distributed.is_main() else None)
-        self.scheduler.step()
+            values |= self._validated(epoch)
+        with warnings.catch_warnings():  # stopped after its last step, an epoch has none left for the resumed run
+            warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
+            self.scheduler.step()
         self.logger.info(
             "  ".join(
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items() if v is not None
             )
         )
         improved = self._improved(values, epoch) if validated else False
-        self.seconds += time.perf_counter() - start
-        if distributed.is_main():
-            try:
-                self._save(epoch, improved)
-            except UserError as error:
-                raise UserError(f"{error} {self._how_to_go_on()}") from error
+        self.seconds += time.perf_counter() - self._sitting
+        self._sitting = time.perf_counter()
+        state = self.state(epoch)
+        if distributed.world_size() > 1:
+            state["random_of_processes"] = distributed.objects_of_all(state["random"])
+        self._save(state, improved)
+        self.saved = "the last whole epoch"
         return values
+
+    def _validated(self, epoch: int) -> dict:
+        """One process validates for all: they must agree on when to stop."""
+
+        def attempt() -> dict | int:
+            try:
+                return self.validate(epoch)
+            except StopRequested as request:
+                return request.number
+
+        values = distributed.by_first_process(attempt)
+        if isinstance(values, int):
+            raise StopRequested(values)
+        return values
+
+    def _stop_in(self, epoch: int, number: int) -> NoReturn:
+        """Save the state in an epoch, in the place of the last whole epoch's, and stop the run.
+
+        Raises:
+            Interrupted: always, or what saving raises.
+        """
+        if self._patience:
+            self._patience.cancel()  # all have come to the end of their step
+        progress = self.progress()
+        if progress["step"]:
+            state = self.state(epoch)
+            # Without its usual entry "random", versions that know no state in an epoch refuse to go on from it.
+            own = {**progress.pop("own"), "random": state.pop("random")}
+            state["mid_epoch"] = {**progress, "processes": distributed.objects_of_all(own)}
+            self._save({**state, "selected_by": f"stopped in epoch {position(state)}"})
+            self.saved = f"epoch {position(state)}"
+        distributed.barrier()  # none leaves while another still needs it
+        name = signal.Signals(number).name
+        error = Interrupted(f"Stopped by {name}. {self._how_to_go_on()}", signal_status(number))
+        error.shared = True
+        raise error from None
+
+    def _limit_patience(self, number: int) -> None:
+        """Told to stop, a process does not wait for ever for the others, which may be dead."""
+        if distributed.world_size() > 1 and number != getattr(signal, "SIGUSR1", None):  # that one warns long before
+
+            def give_up() -> None:
+                end_at_once(f"Another process of this run did not finish its step. {self._how_to_go_on()}")
+
+            self._patience = threading.Timer(distributed.PATIENCE, give_up)
+            self._patience.daemon = True
+            self._patience.start()
 
     def _improved(self, values: dict, epoch: int) -> bool:
         if self.options.monitor == "off":
@@ -190,26 +302,34 @@ class BaseTrainer(ABC):
         self.checks_since_best = 0
         return True
 
-    def _save(self, epoch: int, improved: bool) -> None:
-        state = self.state(epoch)
-        if epoch % self.options.save_period == 0:
-            save_checkpoint(
-                self.run_dir / f"checkpoint-epoch{epoch}.pth", {**state, "selected_by": "kept every save_period epochs"}
-            )
-        if improved:
-            save_checkpoint(
-                self.run_dir / "model_best.pth",
-                {**state, "selected_by": f"best so far: {self.options.monitor} {self.validation_source}"},
-            )
-        # Written last: if killed earlier, resuming redoes this epoch.
-        save_checkpoint(self.run_dir / "last.pth", {**state, "selected_by": "the last so far"})
+    def _save(self, state: dict, improved: bool = False) -> None:
+        """Write a state, after an epoch or in it, into the files that it belongs to; the first process does."""
+
+        def save() -> None:
+            epoch, mid_epoch = state["epoch"], "mid_epoch" in state
+            try:
+                if epoch % self.options.save_period == 0 and not mid_epoch:
+                    self._write(f"checkpoint-epoch{epoch}.pth", state, "kept every save_period epochs")
+                if improved:
+                    chosen = f"best so far: {self.options.monitor} {self.validation_source}"
+                    self._write("model_best.pth", state, chosen)
+                # Written last: if killed earlier, resuming redoes this epoch.
+                stopped = f"stopped in epoch {position(state)}"
+                self._write("last.pth", state, stopped if mid_epoch else "the last so far")
+            except UserError as error:
+                raise UserError(f"{error} {self._how_to_go_on()}") from error
+
+        distributed.by_first_process(save)
+
+    def _write(self, name: str, state: dict, selected_by: str) -> None:
+        save_checkpoint(self.run_dir / name, {**state, "selected_by": selected_by})
 
     #: Where the monitored values come from, for the record.
     validation_source = ""
 
     def state(self, epoch: int) -> dict:
         """Everything a run needs to go on after `epoch`: tensors and plain containers only."""
-        random_states: dict[str, object] = {"torch": torch.get_rng_state()}
+        random_states: dict[str, object] = {"torch": torch.get_rng_state()}  # of this process
         if torch.cuda.is_available():
             random_states["cuda"] = torch.cuda.get_rng_state_all()
         return {
@@ -222,7 +342,7 @@ class BaseTrainer(ABC):
             "best": self.best,
             "best_epoch": self.best_epoch,
             "checks_since_best": self.checks_since_best,
-            "seconds": self.seconds,
+            "seconds": self.seconds + time.perf_counter() - self._sitting,
             "precision": self.options.precision,
             **self.extra_state,
         }
@@ -234,7 +354,8 @@ class BaseTrainer(ABC):
             UserError: it holds weights alone, another network, another kind of optimizer or other parameter groups, or
                 has all its epochs.
         """
-        needed = ("optimizer", "scheduler", "scaler", "random", "epoch")
+        progress = checkpoint.get("mid_epoch")
+        needed = {"optimizer", "scheduler", "scaler", "epoch"} | (set() if progress else {"random"})
         if {*needed, "best", "best_epoch"} - checkpoint.keys() or any(checkpoint[key] is None for key in needed):
             raise UserError(
                 f"{path} holds weights alone, so that training cannot go on from it: "
@@ -248,16 +369,23 @@ class BaseTrainer(ABC):
             raise UserError(
                 f"{path} was trained with {kinds[0]} and cannot go on with {kinds[1]}: keep the optimizer's type."
             )
-        if checkpoint["epoch"] >= self.options.epochs:
+        if whole_epochs(checkpoint) >= self.options.epochs:
             raise UserError(f"This run has its {self.options.epochs} epochs already: ask for more with --epochs.")
         load_weights(self.model, checkpoint["model"], path)
         try:
             self._resume_optimizer(checkpoint["optimizer"], checkpoint["scheduler"])
             if checkpoint["scaler"]:  # empty where the run had another precision
                 self.scaler.load_state_dict(checkpoint["scaler"])
-            torch.set_rng_state(checkpoint["random"]["torch"])
-            if torch.cuda.is_available() and len(checkpoint["random"].get("cuda", [])) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(checkpoint["random"]["cuda"])
+            self.start_epoch = whole_epochs(checkpoint) + 1
+            if progress:
+                own = self._own(progress["processes"])
+                self.restore_progress(self.start_epoch, progress, own)
+                self._restore_random(own["random"])
+                self.saved = f"epoch {position(checkpoint)}"
+            else:
+                self._restore_random(
+                    self._own(checkpoint.get("random_of_processes", [checkpoint["random"]] * distributed.world_size()))
+                )
         except ValueError as error:
             raise UserError(
                 f"{path} was trained with other parameter groups ({error}): keep freeze and optimizer;share_lr as they "
@@ -268,12 +396,22 @@ class BaseTrainer(ABC):
                 f"{path} is damaged: what it holds beside the weights does not fit ({type(error).__name__}: {error}); "
                 'give another checkpoint, or start anew from its weights ("weights" in the config).'
             ) from error
-        self.start_epoch = checkpoint["epoch"] + 1
         self.seconds = checkpoint.get("seconds") or 0.0
         if (self.run_dir / "model_best.pth").exists():  # a run in a folder of its own has no best one yet
             self.best, self.best_epoch = checkpoint["best"], checkpoint["best_epoch"]
             self.checks_since_best = checkpoint.get("checks_since_best") or 0
-        self.logger.info(f"Going on from {path}, after epoch {checkpoint['epoch']}.")
+        self.logger.info(f"Going on from {path}, after epoch {position(checkpoint)}.")
+
+    def _own(self, processes: list) -> Any:
+        """What belongs to this process of what a run of possibly another number of processes has saved."""
+        if len(processes) != distributed.world_size():
+            self.logger.info(f"{len(processes)} process(es) before, {distributed.world_size()} now: rounding differs.")
+        return processes[distributed.rank() % len(processes)]
+
+    def _restore_random(self, states: dict) -> None:
+        torch.set_rng_state(states["torch"])
+        if torch.cuda.is_available() and len(states.get("cuda", [])) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
 
     def _resume_optimizer(self, optimizer_state: dict, scheduler_state: dict) -> None:
         """Momenta and position in the schedule come from the checkpoint, hyper-parameters from the config, so that
@@ -308,6 +446,6 @@ class BaseTrainer(ABC):
         if not last.exists():  # the first epoch's other checkpoints may be there
             saved = sorted(self.run_dir.glob("*.pth"), key=lambda path: path.stat().st_mtime)
             if not saved:
-                return "No epoch was saved yet: start again."
+                return "Nothing was saved yet: start again."
             last = saved[-1]
-        return f"{last} holds everything up to the last whole epoch; go on with: python train.py -r {last}"
+        return f"{last} holds everything up to {self.saved}; go on with: python train.py -r {last}"

@@ -4,18 +4,21 @@ import argparse
 import json
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.synchronize
 import os
 import shlex
 import shutil
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -31,11 +34,13 @@ from trainer.loaded_run import evaluation_config
 from trainer.registry import COMPONENTS, make_config
 from trainer.results import Results
 from trainer.run_folder import results_dir
-from utils.checkpoint import load_checkpoint, sha256
-from utils.errors import UserError
+from utils.checkpoint import load_checkpoint, position, sha256, whole_epochs
+from utils.errors import Interrupted, UserError
+from utils.lock import locked
 from utils.parse_config import ConfigParser, differences
 from utils.reference_config import config_of
 from utils.report import make_folder
+from utils.signals import STOPPING, StopSignals, end_at_once, signal_status
 
 METHODS = ("softmax", "ride", "tade")
 JOBS = {"test_all": run_test_all, "test_train": run_test_train}
@@ -80,7 +85,7 @@ def finish_training(run: Run) -> None:
             "the options it was started with."
         )
     if not is_trained(checkpoint):
-        announce(f"{run}: training goes on after epoch {checkpoint['epoch']} of {config['trainer']['epochs']}")
+        announce(f"{run}: training goes on after epoch {position(checkpoint)}; {config['trainer']['epochs']} in all")
         train(resume=last, device=run.device)
 
 
@@ -113,7 +118,7 @@ def is_trained(checkpoint: dict) -> bool:
     """Whether a run has all its epochs, or has stopped by itself."""
     options = trained_config(checkpoint).build("trainer")
     stopped_early = bool(options.early_stop) and checkpoint["checks_since_best"] >= options.early_stop
-    return checkpoint["epoch"] >= options.epochs or stopped_early
+    return whole_epochs(checkpoint) >= options.epochs or (stopped_early and not checkpoint.get("mid_epoch"))
 
 
 def first_difference(before: dict, now: dict) -> str | None:
@@ -151,8 +156,25 @@ def announce(message: str) -> None:
     sys.__stdout__.flush()
 
 
+def start_worker(stopping: multiprocessing.synchronize.Event) -> None:
+    """Start of a worker process: it stops by the same signals as a run by itself, and ends with the first process."""
+    if stopping.is_set():
+        os._exit(1)
+    StopSignals.second_ends = False  # the first process decides on that
+    for number in STOPPING:
+        signal.signal(number, stop_worker)
+    end_with_parent()
+
+
+def stop_worker(number: int, _: object) -> NoReturn:
+    """Outside training, which saves its state first, there is nothing to save."""
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_IGN)  # one is enough
+    raise Interrupted(f"Stopped by {signal.Signals(number).name}.", signal_status(number))
+
+
 def end_with_parent() -> None:
-    """Start of a worker process: it must not outlive the one that started it, not even if that one is killed."""
+    """A worker process must not outlive the one that started it, not even if that one is killed."""
 
     def wait() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
@@ -182,9 +204,14 @@ def finish_all(runs: Sequence[Run], jobs: int) -> dict[Run, UserError]:
     os.environ.update(WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)})
     failures = {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, end_with_parent, max_tasks_per_child=1) as executor:
-        pending = {executor.submit(finish, run, threads): run for run in runs}
+    stopping = context.Event()
+    with (
+        StopSignals(stop_waiting),
+        ProcessPoolExecutor(jobs, context, start_worker, (stopping,), max_tasks_per_child=1) as executor,
+    ):
+        pending = {}
         try:
+            pending |= {executor.submit(finish, run, threads): run for run in runs}
             for future in as_completed(pending):
                 run = pending[future]
                 try:
@@ -198,10 +225,34 @@ def finish_all(runs: Sequence[Run], jobs: int) -> dict[Run, UserError]:
                 except UserError as error:
                     failures[run] = error
                     announce(f"{run}: {error}")
-        except KeyboardInterrupt:
-            announce("Stopped. Start again with the same options to go on.")
-            os._exit(130)  # without waiting for the workers, which end with this process
+        except StopWaiting as stop:
+            announce("Stopping: the runs at work finish their step and save it.")
+            stopping.set()
+            stop_workers()
+            end_at_once("Stopped. Start again with the same options to go on.", signal_status(stop.number))
     return failures
+
+
+def stop_workers() -> None:
+    """Let every worker process stop, also those that are only starting, and wait until they have ended."""
+    told = set()
+    while workers := multiprocessing.active_children():
+        for worker in workers:
+            if worker.pid not in told:
+                os.kill(worker.pid, signal.SIGTERM)
+                told.add(worker.pid)
+        workers[0].join(0.2)
+
+
+class StopWaiting(BaseException):
+    """A signal asks to stop: raised in the handler, since waiting for a run lasts long."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+def stop_waiting(number: int) -> None:
+    raise StopWaiting(number)
 
 
 def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
@@ -236,28 +287,6 @@ def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
     cost = cost_table(costs, {key: cost_of(run.config()).loc["total"] for key, run in first.items()})
     commands = [line for run in reversed(first.values()) for line in run.commands]
     announce(write_comparison(output, rows, cost, command, note, commands))
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold a folder against a second comparison. (Windows has no such locks; there it is up to the user.)
-
-    Raises:
-        UserError: another one is at work there.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(output / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another reproduce.py is at work in {output}: wait for it, or choose another --output."
-            ) from error
-        yield
 
 
 def check_data(runs: list[Run]) -> None:
@@ -330,7 +359,7 @@ def main(description: str, arguments: list[str] | None = None) -> int:
     )
     jobs = min(args.jobs or jobs_at_once(runs, args.device), len(runs))
     make_folder(output)
-    with locked(output):
+    with locked(output, "choose another --output"):
         check_data(runs)
         announce(f"{len(runs)} runs, {jobs} at a time; each writes a log beside its folder in {output}.")
         failures = finish_all(runs, jobs)

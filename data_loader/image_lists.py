@@ -273,4 +273,4 @@ def collate(items: list[tuple | str | UserError]) -> tuple:
     good = [item for item in items if isinstance(item, tuple)]
     columns = list(zip(*good, strict=True))
     images = [torch.stack(column).permute(0, 3, 1, 2) for column in columns[:-1]]
-    return images, torch.tensor(columns[-1] if columns else []), bad
+    return images, torch.tensor(columns[-1] if columns else [], dtype=torch.int64), bad

@@ -1,7 +1,7 @@
 """Data loader for small images: all of them in memory, augmented as whole batches on the training device."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Self
 
@@ -113,7 +113,7 @@ class InMemoryDataLoader(BaseDataLoader):
         order = order.to(self.device)
         params = self.augmentation.sample_params(count, generator).to(self.device)
         images, targets = (tensor.to(self.device) for tensor in self.train_set)
-        for batch in batch_slices(count, self.batch_size, smallest=2 * self.world_size):
+        for batch in batch_slices(count, self.batch_size, smallest=2 * self.world_size)[self.first_batch :]:
             part = shard(batch, self.rank, self.world_size)
             indices = order[part]
             augmented = self.augmentation.apply(images[indices], params.select(part))
@@ -137,14 +137,13 @@ class InMemoryDataLoader(BaseDataLoader):
     ) -> EvaluationBatches:
         """All images of a set, changed batch by batch: `change` gets [B, 3, S, S] uint8 and which these are."""
         images, targets = image_set
-        parts = self._evaluation_slices(len(targets))
 
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor]]:
             for part in parts:
                 changed = change(images[part].to(self.device), part)
                 yield normalize(changed, self.mean, self.std), targets[part].to(self.device)
 
-        return EvaluationBatches(batches, len(parts), targets, source)
+        return EvaluationBatches(batches, self._evaluation_slices(len(targets)), targets, source)
 
     def _evaluation_slices(self, count: int) -> list[slice]:
         return batch_slices(count, EVALUATION_BATCH.get(self.device.type, EVALUATION_BATCH["cuda"]))
@@ -159,9 +158,8 @@ class InMemoryDataLoader(BaseDataLoader):
         # Sampled for all test images, so that the views of an image do not depend on which others are asked for.
         count = len(self.test_set.targets)
         view_params = [self.views.sample_params(count, generator).select(chosen) for _ in range(2)]
-        parts = self._evaluation_slices(len(chosen))
 
-        def batches() -> Iterator[tuple[Tensor, ...]]:
+        def batches(parts: Sequence[slice]) -> Iterator[tuple[Tensor, ...]]:
             for part in parts:
                 images = self.test_set.images[chosen[part]].to(self.device)
                 yield tuple(
@@ -169,7 +167,8 @@ class InMemoryDataLoader(BaseDataLoader):
                     for params in view_params
                 )
 
-        return EvaluationBatches(batches, len(parts), self.test_set.targets[chosen], "two views of test images")
+        parts = self._evaluation_slices(len(chosen))
+        return EvaluationBatches(batches, parts, self.test_set.targets[chosen], "two views of test images")
 
     def mild_view_batches(self, number: int) -> EvaluationBatches:
         self._check_view_number(number)

@@ -21,6 +21,7 @@ from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.seed import MILD_VIEWS, TRAINING, VIEWS, epoch_generator
+from utils.signals import ignore_in_worker
 
 EVALUATION_BATCH = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -235,19 +236,19 @@ class ListDataLoader(BaseDataLoader):
         else:
             order = epoch_order(len(self.train_images), self.shuffle, generator)
         items = list(zip(order.tolist(), _seeds(len(order), generator), strict=True))
-        slices = batch_slices(len(order), self.batch_size, smallest=2 * self.world_size)
+        slices = batch_slices(len(order), self.batch_size, smallest=2 * self.world_size)[self.first_batch :]
         self._batches.batches = [items[shard(batch, self.rank, self.world_size)] for batch in slices]
         if self._training is None:
             pipeline = pil_transforms.training(self.image_size, self.color_jitter)
             dataset = ListDataset(self.train_images, [pipeline], self.on_bad_image == "skip")
             self._training = self._data_loader(dataset, self._batches, persistent=True)
-        for images, targets, bad in self._training:
+        for images, targets, bad in fetched(self._training):
             for problem in bad:
                 if isinstance(problem, UserError):
                     raise problem
                 get_logger().warning(f"{problem} cannot be decoded: left out.")
-            if len(targets) > 1:
-                yield self._prepare(images[0]), targets.to(self.device, non_blocking=True)
+            shown = images[0] if images else torch.zeros(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
+            yield self._prepare(shown), targets.to(self.device, non_blocking=True)
 
     def _data_loader(self, dataset: ListDataset, batches, persistent: bool = False) -> DataLoader:
         count = min(self.num_workers, usable_cores())
@@ -259,6 +260,7 @@ class ListDataLoader(BaseDataLoader):
             num_workers=count,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),
+            worker_init_fn=ignore_in_worker,
             **workers,
         )
 
@@ -271,17 +273,17 @@ class ListDataLoader(BaseDataLoader):
     ) -> EvaluationBatches:
         """Batches of (images, labels) for one pipeline; of (images of the first, images of the second) for two."""
         items = list(zip(np.asarray(indices).tolist(), seeds, strict=True))
-        parts = [items[part] for part in batch_slices(len(items), EVALUATION_BATCH)]
 
-        def batches() -> Iterator[tuple[Tensor, ...]]:
-            for columns, targets, bad in self._data_loader(ListDataset(images, pipelines, skip_bad=False), parts):
+        def batches(parts: Sequence[slice]) -> Iterator[tuple[Tensor, ...]]:
+            dataset = ListDataset(images, pipelines, skip_bad=False)
+            for columns, targets, bad in fetched(self._data_loader(dataset, [items[part] for part in parts])):
                 if bad:
                     raise bad[0]
                 prepared = tuple(self._prepare(column) for column in columns)
                 yield prepared if len(prepared) > 1 else (*prepared, targets.to(self.device))
 
         targets = torch.from_numpy(images.targets)[torch.as_tensor(indices)]
-        return EvaluationBatches(batches, len(parts), targets, source)
+        return EvaluationBatches(batches, batch_slices(len(items), EVALUATION_BATCH), targets, source)
 
     def split_validation(self) -> EvaluationBatches:
         source = "test set" if self.val_images is self.test_images else "validation set"
@@ -319,6 +321,23 @@ class ListDataLoader(BaseDataLoader):
 def usable_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fetched(batches: DataLoader) -> Iterator:
+    """The batches, with one sentence where a worker process is killed.
+
+    Raises:
+        UserError: it was.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "A worker process that decodes images was killed (out of memory?): start again, with a smaller "
+            "data_loader;args;num_workers if memory is short."
+        ) from error
 
 
 def places(images: ImageList, links: bool = False) -> set[str]:

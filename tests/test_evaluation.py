@@ -45,10 +45,10 @@ def test_expert_logits_are_in_the_order_of_the_images(network):
 
 def test_logits_buffer():
     buffer = LogitsBuffer(3)
-    buffer.append(torch.ones(2, 4))
+    buffer.put(slice(0, 2), torch.ones(2, 4))
     with pytest.raises(AssertionError, match="2 of 3"):
         buffer.filled()
-    buffer.append(torch.zeros(1, 4))
+    buffer.put(slice(2, 3), torch.zeros(1, 4))
     assert buffer.filled().sum(dim=1).tolist() == [4, 4, 0]
 
 

@@ -18,6 +18,7 @@ from comparison.tables import accuracy_table, mean_and_deviation
 from trainer.registry import make_config
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
+from utils.lock import locked
 from utils.parse_config import read_json
 
 OPTIONS = [
@@ -225,9 +226,8 @@ def test_an_unexpected_error_is_one_sentence_and_its_traceback_is_in_the_log(tmp
 
 
 def test_a_folder_belongs_to_one_comparison_at_a_time(tmp_path):
-    with comparison.locked(tmp_path), pytest.raises(UserError, match="Another reproduce.py is at work"):
-        with comparison.locked(tmp_path):
-            pass
+    with locked(tmp_path, "choose another --output"), pytest.raises(UserError, match="Process .* is at work in"):
+        comparison.main("", ["--data", "digits", "--methods", "softmax", "-o", str(tmp_path)])
 
 
 def test_mean_and_deviation_over_seeds():

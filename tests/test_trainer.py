@@ -1,8 +1,4 @@
-import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,67 +274,6 @@ def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
         train(digits_config, run_id="full")
     folder = Path(digits_config["trainer"]["save_dir"]) / digits_config["name"] / "full"
     assert load_checkpoint(folder / "last.pth")["epoch"] == 1 and not list(folder.glob("*.tmp"))
-
-
-TWO_PROCESSES = """
-import os, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import torch, torch.distributed as dist
-from trainer import train
-from trainer.trainer import Trainer
-from utils import distributed
-from utils.parse_config import read_json
-
-kept, original = [], Trainer.train_epoch
-
-
-def train_epoch(self, epoch):
-    values = original(self, epoch)
-    kept.append(torch.cat([p.detach().flatten() for p in self.model.parameters()]))
-    return values
-
-
-Trainer.train_epoch = train_epoch
-results = train(read_json({config!r}), device="cpu", run_id="two")
-weights = kept[0]
-every = [torch.empty_like(weights) for _ in range(2)]
-dist.all_gather(every, weights)
-assert torch.equal(*every), "the processes have trained two networks"
-runs = [None, None]
-dist.all_gather_object(runs, (results["run_dir"], results["loss"], results["val_accuracy"]))
-assert runs[0] == runs[1], runs
-dist.barrier()
-distributed.stop()
-sys.stdout.flush()
-os._exit(0)  # all is checked; tearing down the gloo threads of an interpreter has aborted once in a while
-"""
-
-
-def test_two_processes_train_one_network(digits_config, tmp_path):
-    """torchrun with two processes: equal weights in both, one run folder, one result."""
-    digits_config["trainer"] |= {"epochs": 1}
-    (tmp_path / "config.json").write_text(json.dumps(digits_config))
-    (tmp_path / "two.py").write_text(TWO_PROCESSES.format(root=str(ROOT), config=str(tmp_path / "config.json")))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(port),
-        str(tmp_path / "two.py"),
-    ]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Done.") == 1
-    state = load_checkpoint(tmp_path / digits_config["name"] / "two" / "last.pth")
-    assert state["epoch"] == 1 and not any(name.startswith("module.") for name in state["model"])
 
 
 @pytest.mark.gpu

@@ -12,10 +12,11 @@ from trainer.build import AggregatorMaker, aggregator_section
 from trainer.calibration import CalibrationRecord
 from trainer.evaluation import chosen_distributions, predicted_on, results_of, scorer_of
 from trainer.loaded_run import LoadedRun
-from trainer.logits import LogitsBuffer, check_finite, network_logits, selected
+from trainer.logits import LogitsBuffer, check_finite, network_logits, numbered, selected, shard_of_process
 from trainer.results import Results
+from utils import distributed
 from utils.errors import UserError
-from utils.logger import get_logger, progress
+from utils.logger import get_logger
 from utils.seed import SHUFFLE, epoch_generator
 
 STREAM_BATCH = 64  # as in the paper
@@ -155,13 +156,16 @@ def view_source(run: LoadedRun) -> ViewsOf:
 def two_view_logits(
     network: torch.nn.Module, loader: BaseDataLoader, indices: np.ndarray, pass_number: int, device: torch.device
 ) -> Views:
-    """Expert logits of two random views of the test images `indices` [M]: two of [M, E, C], on the CPU."""
+    """Expert logits of two random views of the test images `indices` [M]: two of [M, E, C], on the CPU.
+
+    All processes call this, share the work, and get all of the logits.
+    """
     buffers = LogitsBuffer(len(indices)), LogitsBuffer(len(indices))
-    batches = loader.two_view_batches(indices, pass_number)
-    for views in progress(batches, f"test-time pass {pass_number + 1}", total=len(batches)):
+    batches = shard_of_process(loader.two_view_batches(indices, pass_number))
+    for part, views in numbered(batches, f"test-time pass {pass_number + 1}"):
         for view, buffer in zip(views, buffers, strict=True):
-            buffer.append(network_logits(network, view, device))
-    view1, view2 = (check_finite(buffer.filled(), "random views of test images") for buffer in buffers)
+            buffer.put(part, network_logits(network, view, device))
+    view1, view2 = (check_finite(buffer.gathered(), "random views of test images") for buffer in buffers)
     return view1, view2
 
 
@@ -196,7 +200,8 @@ def fit_all(
             generator = epoch_generator(seed, pass_number, SHUFFLE)
             aggregators[name].fit(selected(logits, own), pair, generator)
             log_pass(name, aggregators[name], pass_number)
-        active = [name for name in needing if not aggregators[name].finished]
+        # Another processor may round otherwise: the first process's answer keeps all in step.
+        active = distributed.from_first_process([name for name in needing if not aggregators[name].finished])
         pass_number += 1
 
 

@@ -181,12 +181,15 @@ def run_script(main: Callable[[Options], object], description: str, **kinds: boo
         kinds: training, adapting, predicting, calibrating; see `parse`.
     """
     try:
-        main(parse(description, **kinds))
-        distributed.barrier()  # none leaves while another still needs it
+        with distributed.lost_process_named():
+            main(parse(description, **kinds))
+            distributed.barrier()  # none leaves while another still needs it
     except UserError as error:
-        sys.exit(_report(str(error), error.status))
+        if distributed.is_main() or not error.shared:
+            _report(str(error), error.status)
+        distributed.leave(error.status)
     except KeyboardInterrupt:
-        sys.exit(_report("Stopped.", 130))
+        distributed.leave(_report("Stopped.", 130))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from trainer.adaptation import adapt, new_aggregator
 from trainer.build import aggregator_maker, aggregator_section, wants_calibration
@@ -14,9 +15,10 @@ from trainer.given_prior import with_prior
 from trainer.loaded_run import LoadedRun, load_run
 from trainer.prediction import predict
 from trainer.registry import make_config
-from trainer.results import save_results
-from trainer.run_folder import create_results_dir
+from trainer.results import Predictions, save_results
+from trainer.run_folder import results_folder
 from trainer.training import train
+from utils import distributed
 from utils.checkpoint import write_together
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -39,15 +41,15 @@ def run_train(options: Options) -> dict:
 def run_test(options: Options) -> dict:
     """Returns the content of results.json, with the one distribution "uniform"."""
     run = open_run(options)
-    folder = create_results_dir(options.checkpoint, "test", options.output)
-    return save_results(evaluate_test_set(run), folder, "test")
+    with results_folder(options.checkpoint, "test", options.output) as folder:
+        return save_results(evaluate_test_set(run), folder, "test")
 
 
 def run_test_all(options: Options) -> dict:
     """Returns the content of results.json."""
     run = open_run(options)
-    folder = create_results_dir(options.checkpoint, "test_all", options.output)
-    return save_results(evaluate(run), folder, "test_all")
+    with results_folder(options.checkpoint, "test_all", options.output) as folder:
+        return save_results(evaluate(run), folder, "test_all")
 
 
 def run_test_train(options: Options) -> dict:
@@ -61,11 +63,11 @@ def run_test_train(options: Options) -> dict:
                 f"and not for this {aggregator_section(run.config)['type']}: leave it out, or name PriorAggregator."
             )
         run.labeled_draw(options.calibrate_on_test)  # refused before a folder is made
-    folder = create_results_dir(options.checkpoint, "test_train", options.output)
-    if options.calibrate_on_test:
-        run = run.calibrated_on_test(options.calibrate_on_test)
-    results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
-    return save_results(results, folder, "test_train")
+    with results_folder(options.checkpoint, "test_train", options.output) as folder:
+        if options.calibrate_on_test:
+            run = run.calibrated_on_test(options.calibrate_on_test)
+        results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
+        return save_results(results, folder, "test_train")
 
 
 def run_predict_folder(options: Options) -> dict:
@@ -80,8 +82,13 @@ def run_predict_folder(options: Options) -> dict:
     run = open_run(options, RECOMMENDED)
     check_adaptation(run, options)
     run.loader.with_test_images(options.images)
-    folder = create_results_dir(options.checkpoint, "predict", options.output)
-    predictions = predict(run, options.images, run.make_aggregator, options.stream, options.stream_batch)
+    with results_folder(options.checkpoint, "predict", options.output) as folder:
+        predictions = predict(run, options.images, run.make_aggregator, options.stream, options.stream_batch)
+        return distributed.by_first_process(lambda: save_predictions(run, predictions, options, folder))
+
+
+def save_predictions(run: LoadedRun, predictions: Predictions, options: Options, folder: Path) -> dict:
+    """Write predictions.csv and weights.json, and say what was predicted most; returns the content of weights.json."""
     table, learning = predictions.table(), dict(predictions.learning)
     record = {
         "weights": learning.pop("weights", None),
@@ -126,7 +133,7 @@ def run_calibrate(options: Options) -> dict:
     run = open_run(options, RECOMMENDED)
     record = run.calibrate(options.images)
     path = calibration_path(options.checkpoint)
-    save_calibration(record, path)
+    distributed.by_first_process(lambda: save_calibration(record, path))
     lacking = record.classes_without_image
     get_logger().info(
         record.sentence()

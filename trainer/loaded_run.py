@@ -92,7 +92,7 @@ class LoadedRun:
 
     @cached_property
     def test_logits(self) -> Tensor:
-        """Expert logits of all test images in their order, [N, E, C], on the CPU.
+        """Expert logits of all test images in their order, [N, E, C], on the CPU. Several processes share the work.
 
         Of the un-augmented images, or with `averaged_views` in the config their mean over these views.
 
@@ -103,7 +103,7 @@ class LoadedRun:
         if views := self.mild_views:
             logits = mean_logits(self.network, self.loader.mild_view_batches, views, self.device, what)
         else:
-            logits = expert_logits(self.network, self.loader.test_batches(), self.device, what)
+            logits = expert_logits(self.network, self.loader.test_batches(), self.device, what, shared=True)
         return check_finite(logits, what)
 
     @cached_property

@@ -1,12 +1,13 @@
 """Expert logits of many images: one pass of the network, no gradient; or their mean over several views."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import EvaluationBatches
+from utils import distributed
 from utils.errors import UserError
 from utils.logger import progress
 
@@ -20,12 +21,31 @@ def network_logits(network: nn.Module, images: Tensor, device: torch.device) -> 
     return network(images)["logits"].float().cpu()
 
 
-def expert_logits(network: nn.Module, batches: EvaluationBatches, device: torch.device, description: str) -> Tensor:
-    """Expert logits of all images, in order: [N, E, C], float32 on the CPU. One pass of the network, no gradient."""
+def expert_logits(
+    network: nn.Module, batches: EvaluationBatches, device: torch.device, description: str, shared: bool = False
+) -> Tensor:
+    """Expert logits of all images, in order: [N, E, C], float32 on the CPU. One pass of the network, no gradient.
+
+    Args:
+        network: see `network_logits`.
+        batches: of the images.
+        device: of the network.
+        description: of the progress bar.
+        shared: all processes call this, share the work, and get all of the logits.
+    """
     buffer = LogitsBuffer(len(batches.targets))
-    for images, _ in progress(batches, description, total=len(batches)):
-        buffer.append(network_logits(network, images, device))
-    return buffer.filled()
+    for part, (images, _) in numbered(shard_of_process(batches) if shared else batches, description):
+        buffer.put(part, network_logits(network, images, device))
+    return buffer.gathered() if shared else buffer.filled()
+
+
+def numbered(batches: EvaluationBatches, description: str) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Every batch after the images that it has, with a progress bar."""
+    return zip(batches.parts, progress(batches, description, total=len(batches)), strict=True)
+
+
+def shard_of_process(batches: EvaluationBatches) -> EvaluationBatches:
+    return batches.shard(distributed.rank(), distributed.world_size())
 
 
 def check_finite(logits: Tensor, description: str) -> Tensor:
@@ -59,6 +79,8 @@ def mean_logits(
 ) -> Tensor:
     """Mean of the expert logits over several views of the same images: [N, E, C], as `expert_logits` of one view.
 
+    All processes call this, share the work, and get all of the means.
+
     A running mean, updated in place: however many views, there is one tensor of that size.
 
     Args:
@@ -69,14 +91,17 @@ def mean_logits(
         description: of the progress bars.
     """
     titles = [f"{description}, view {k + 1} of {len(numbers)}" for k in range(len(numbers))]
-    mean = expert_logits(network, view_batches(numbers[0]), device, titles[0])
-    for k in range(1, len(numbers)):
-        batches, done = view_batches(numbers[k]), 0
-        for images, _ in progress(batches, titles[k], total=len(batches)):
+    first = view_batches(numbers[0])
+    mean = LogitsBuffer(len(first.targets))
+    for k in range(len(numbers)):
+        batches = first if k == 0 else view_batches(numbers[k])
+        for part, (images, _) in numbered(shard_of_process(batches), titles[k]):
             logits = network_logits(network, images, device)
-            mean[done : done + len(logits)].lerp_(logits, 1 / (k + 1))
-            done += len(logits)
-    return mean
+            if k == 0:
+                mean.put(part, logits)
+            else:
+                mean.data[part].lerp_(logits, 1 / (k + 1))
+    return mean.gathered()
 
 
 class LogitsBuffer:
@@ -91,12 +116,25 @@ class LogitsBuffer:
         self.used = 0
         self.data: Tensor | None = None
 
-    def append(self, batch: Tensor) -> None:
+    def put(self, part: slice, batch: Tensor) -> None:
+        """Keep the logits of some images, [B, ...]."""
         if self.data is None:
-            self.data = batch.new_empty(self.length, *batch.shape[1:])
-        self.data[self.used : self.used + len(batch)] = batch
+            self.data = batch.new_zeros(self.length, *batch.shape[1:])
+        self.data[part] = batch
         self.used += len(batch)
 
     def filled(self) -> Tensor:
+        """The logits of all images."""
         assert self.data is not None and self.used == self.length, f"{self.used} of {self.length} images came"
         return self.data
+
+    def gathered(self) -> Tensor:
+        """The logits of all images, of which every process has put in its own, in every process."""
+        if distributed.world_size() == 1:
+            return self.filled()
+        shape, dtype = distributed.from_first_process(self.data is not None and (self.data.shape, self.data.dtype))
+        if self.data is None:  # fewer batches than processes
+            self.data = torch.zeros(shape, dtype=dtype)
+        distributed.sum_over_processes(self.data)  # zeros stand for the others' images
+        self.used = sum(used for (used,) in distributed.numbers_of_all(self.used))
+        return self.filled()

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from utils import distributed
 from utils.logger import TensorBoardLog, get_logger
 from utils.report import console_table, figures, write_reports
 
@@ -21,8 +22,8 @@ class CheckpointRecord:
     Args:
         path: as it was given.
         sha256: of the file.
-        epoch: that it was saved after, or None.
-        selected_by: why it was kept ("the last so far", ...).
+        epoch: that it was saved after or in, or None.
+        selected_by: why it was kept ("the last so far", "stopped in epoch 3, step 12 of 40", ...).
         fingerprint: of the training images (BaseDataLoader.fingerprint), or None where it carries none.
     """
 
@@ -166,11 +167,13 @@ class Predictions:
 def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
     """Write every report of utils/report.py and TensorBoard's file into a folder, and show the table.
 
+    Of several processes the first one writes.
+
     Returns:
         The content of results.json.
     """
     content, table = {"job": job, **results.to_json()}, results.table()
-    files = write_reports(folder, content, table)
+    files = distributed.by_first_process(lambda: write_reports(folder, content, table))
     checkpoint = results.checkpoint
     get_logger().info(
         f"\n{results.protocol}\n{checkpoint.path}, epoch {checkpoint.epoch} ({checkpoint.selected_by})\n\n"

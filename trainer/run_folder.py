@@ -1,13 +1,16 @@
 """Where a run and its results live, and who may write there."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from utils import distributed
-from utils.checkpoint import load_checkpoint, write_atomically
+from utils.checkpoint import load_checkpoint, whole_epochs, write_atomically
 from utils.errors import UserError
+from utils.lock import NAME as LOCK
+from utils.lock import locked
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser
 from utils.report import make_folder
@@ -36,7 +39,7 @@ def choose_run_dir(
     if checkpoint and resume and not run_id and (resume.parent / "config.json").exists():
         before = checkpoint.get("config") or {}
         last = resume.parent / "last.pth"
-        further = last != resume and _epoch(last) > (checkpoint["epoch"] or 0)
+        further = last != resume and _progress_of(last) > _progress(checkpoint)
         section = before.get("trainer")
         save_dir = section.get("save_dir") if isinstance(section, Mapping) else None
         moved = (before.get("name"), save_dir) != (
@@ -47,53 +50,76 @@ def choose_run_dir(
     return distributed.from_first_process(resume.parent if goes_on else new)
 
 
-def _epoch(last: Path) -> int:
-    """How far a last.pth has come; 0 where there is none, or a damaged one, which then is replaced."""
+def _progress_of(last: Path) -> tuple[int, int]:
+    """How far a last.pth has come; nowhere where there is none, or a damaged one, which then is replaced."""
     if not last.exists():
-        return 0
+        return 0, 0
     try:
-        return load_checkpoint(last)["epoch"] or 0
+        return _progress(load_checkpoint(last))
     except UserError as error:
         get_logger().warning(f"{error} It will be replaced.")
-        return 0
+        return 0, 0
 
 
-def create_run_dir(config: ConfigParser, run_dir: Path, resume: Path | None) -> None:
-    """Create the folder of a training run and put the config into it (the first process does).
+def _progress(checkpoint: Mapping) -> tuple[int, int]:
+    """How far a run was: whole epochs, steps of the next one."""
+    return whole_epochs(checkpoint), (checkpoint.get("mid_epoch") or {"step": 0})["step"]
+
+
+@contextmanager
+def run_folder(config: ConfigParser, run_dir: Path, resume: Path | None) -> Iterator[None]:
+    """The folder of a training run: created, with the config in it, and locked. For the first process alone.
+
+    A run that was killed before it saved anything can be started again in its folder.
 
     Raises:
-        UserError: the folder cannot be created, or holds another run.
+        UserError: the folder cannot be created, holds another run, or another process trains in it.
     """
-    goes_on = resume is not None and run_dir == resume.parent
-    if not distributed.is_main():
-        return
     try:
-        run_dir.mkdir(parents=True, exist_ok=goes_on)
-    except FileExistsError as error:
-        raise UserError(
-            f"{run_dir} holds a run already: go on with -r {run_dir / 'last.pth'}, or give another --run_id."
-        ) from error
+        run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"The run folder {run_dir} cannot be created ({error.strerror}): choose another with --save_dir."
         ) from error
-    write_atomically(run_dir / "config.json", json.dumps(config.config, indent=2).encode())
+    with locked(run_dir, "give another --run_id"):
+        if resume is None or run_dir != resume.parent:
+            _check_unused(run_dir)
+        write_atomically(run_dir / "config.json", json.dumps(config.config, indent=2).encode())
+        yield
 
 
-def create_results_dir(checkpoint: Path, job: str, output: Path | None = None) -> Path:
-    """Folder of a job's results: `output`, or results/CHECKPOINT/JOB beside the checkpoint.
+def _check_unused(run_dir: Path) -> None:
+    """Raise UserError where a folder holds more than what a run leaves that was killed before it saved anything."""
+    left = (LOCK, "config.json", "log.txt", "events.out.*", "*.tmp")
+    if more := sorted(path for path in run_dir.iterdir() if not any(path.match(pattern) for pattern in left)):
+        saved = [path for path in more if path.suffix == ".pth"]
+        last = run_dir / "last.pth"
+        chosen = last if last in saved or not saved else saved[-1]
+        raise UserError(f"{run_dir} holds a run already: go on with -r {chosen}, or give another --run_id.")
 
-    Called once config and checkpoint are known to be right, and before anything is computed that could be lost.
+
+@contextmanager
+def results_folder(checkpoint: Path, job: str, output: Path | None = None) -> Iterator[Path]:
+    """Folder of a job's results: `output`, or results/CHECKPOINT/JOB beside the checkpoint. Created and locked.
+
+    Entered once config and checkpoint are known to be right, and before anything is computed that could be lost. All
+    processes enter it, and the first one writes there.
 
     Raises:
-        UserError: it cannot be created, or holds results of another job.
+        UserError: it cannot be created, holds results of another job, or another evaluation is at work in it.
     """
     folder = output or results_dir(checkpoint, job)
-    make_folder(folder)
-    other = job_of(folder)
-    if other not in (None, job):
-        raise UserError(f"{folder} holds results of {other}: give another --output for those of {job}.")
-    return folder
+    with ExitStack() as stack:
+
+        def open_folder() -> None:
+            make_folder(folder)
+            other = job_of(folder)
+            if other not in (None, job):
+                raise UserError(f"{folder} holds results of {other}: give another --output for those of {job}.")
+            stack.enter_context(locked(folder, "choose another --output"))
+
+        distributed.by_first_process(open_folder)
+        yield folder
 
 
 def job_of(folder: Path) -> str | None:

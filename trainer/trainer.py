@@ -1,7 +1,8 @@
 """Supervised training of a multi-expert network."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
-from base.base_trainer import BaseTrainer, TrainerOptions
+from base.base_trainer import BaseTrainer, StopRequested, TrainerOptions
 from model.inference import inference_copy
 from model.metric import accuracy, shot_group_accuracy, shot_groups
 from trainer.devices import parallel
@@ -41,6 +42,10 @@ class MixedPrecision(nn.Module):
         return {name: tensor.float() for name, tensor in output.items()}
 
 
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    return bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())
+
+
 def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
     """Mix every image of a batch with another one (Zhang et al., ICLR 2018, arXiv 1710.09412, equation 1).
 
@@ -60,6 +65,29 @@ def mixup(images: Tensor, alpha: float, generator: torch.Generator) -> tuple[Ten
     share = max(own, 1 - own)
     partner = torch.randperm(len(images), generator=generator).to(images.device)
     return torch.lerp(images[partner], images, share), partner, share
+
+
+@dataclass
+class EpochProgress:
+    """How far an epoch of training is, in one process.
+
+    Args:
+        epoch: the epoch.
+        sums: of loss, correct predictions and images, so far, [3], on the device.
+        mixup: generator of partners and shares.
+        step: batches done.
+        seconds: spent on them, in all sittings.
+        skipped: steps that were skipped because of a loss or gradient that is not finite.
+        first_bad: first step whose loss was not finite, 0 for none, on the device.
+    """
+
+    epoch: int
+    sums: Tensor
+    mixup: torch.Generator
+    first_bad: Tensor
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
 
 
 class Trainer(BaseTrainer):
@@ -94,6 +122,7 @@ class Trainer(BaseTrainer):
         self.metrics = {"accuracy": accuracy, "shot_group_accuracy": shot_group_accuracy, **metrics}
         self.loader = loader
         self.frozen = frozen
+        self.epoch_progress: EpochProgress | None = None
         self.device = next(model.parameters()).device
         if options.compile and len(gpus) > 1:
             raise UserError(
@@ -124,12 +153,19 @@ class Trainer(BaseTrainer):
         return values
 
     def train_step(
-        self, images: Tensor, target: Tensor, generator: torch.Generator | None = None
+        self, images: Tensor, target: Tensor, generator: torch.Generator | None = None, weight: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One update on a batch [B, 3, H, W], [B]; returns the loss and the network's output, both detached.
 
-        The generator is needed for mixup alone.
+        The loss is NaN where `on_nan` has it that the update is left out.
+
+        Args:
+            images, target: the batch; with several processes this one's shard of it.
+            generator: needed for mixup alone.
+            weight: this shard's size over the mean size of all shards, which gradients are averaged over.
         """
+        skip = self.options.on_nan == "skip"
+        buffers = [buffer.clone() for buffer in self.model.buffers()] if skip else []
         if self.options.mixup_alpha:
             images, partner, share = mixup(images, self.options.mixup_alpha, generator)
             output = self.network(images)
@@ -138,10 +174,23 @@ class Trainer(BaseTrainer):
             output = self.network(images)
             loss = self.criterion(output, target)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.scale(loss if weight == 1 else loss * weight).backward()
+        if skip and self._is_bad(loss):
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # batch norm has seen the activations
+            loss = loss * torch.nan
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         return loss.detach(), {name: tensor.detach() for name, tensor in output.items()}
+
+    def _is_bad(self, loss: Tensor) -> bool:
+        """Whether loss or gradients of any process are not finite. (fp16 scales the loss by such gradients.)"""
+        values = [loss.detach()]
+        if not self.scaler.is_enabled():
+            values += [p.grad for p in self.model.parameters() if p.grad is not None]
+        good = bool(all_finite(values))
+        return any(bad for (bad,) in distributed.numbers_of_all(not good))
 
     def train_epoch(self, epoch: int) -> dict:
         self.network.train()
@@ -149,34 +198,49 @@ class Trainer(BaseTrainer):
             module.eval()
         if hasattr(self.criterion, "set_epoch"):
             self.criterion.set_epoch(epoch)
-        self.loader.set_epoch(epoch)
-        sums = torch.zeros(3, device=self.device)  # loss, correct, images
-        generator = epoch_generator(self.loader.seed, epoch, MIXUP)
-        start = time.perf_counter()
-        bar = progress(self.loader, f"epoch {epoch}/{self.options.epochs}", total=len(self.loader))
-        for step, (images, target) in enumerate(bar):
-            if step == 0 and epoch == self.start_epoch:
+        if self.epoch_progress is None or self.epoch_progress.epoch != epoch:
+            self.epoch_progress = self._start_of(epoch)
+        done = self.epoch_progress
+        self.loader.set_epoch(epoch, done.step)
+        start = time.perf_counter() - done.seconds
+        bar = progress(self.loader, f"epoch {epoch}/{self.options.epochs}", len(self.loader), initial=done.step)
+        for images, target in bar:
+            shard_sizes = self._shard_sizes(len(target))
+            done.step += 1
+            done.seconds = time.perf_counter() - start
+            if min(shard_sizes) < 2:
+                continue  # files that cannot be decoded were left out, and batch norm cannot train on one image
+            if done.step == 1 and epoch == self.start_epoch:
                 shown = images[:32].float()
                 self.tensorboard.images("input/images", (shown - shown.amin()) / (shown.amax() - shown.amin()), epoch)
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             target = target.to(self.device, non_blocking=True)
-            loss, output = self.train_step(images, target, generator)
-            sums += torch.stack(
+            weight = len(target) * len(shard_sizes) / sum(shard_sizes)
+            loss, output = self.train_step(images, target, done.mixup, weight)
+            if self.options.on_nan == "skip" and not bool(torch.isfinite(loss)):
+                self._count_skipped()
+                continue
+            done.first_bad = torch.where((done.first_bad == 0) & ~torch.isfinite(loss), done.step, done.first_bad)
+            done.sums += torch.stack(
                 [
                     loss * len(target),
                     (output["output"].argmax(1) == target).sum(),
                     torch.tensor(float(len(target)), device=self.device),
                 ]
             )
-            if (step + 1) % self.options.log_step == 0:
-                self._check_finite(sums[0] / sums[2], epoch)
-                bar.set_postfix(loss=f"{float(sums[0] / sums[2]):.3f}")
-        loss, correct, images = distributed.sum_over_processes(sums).tolist()
-        self._check_finite(torch.tensor(loss), epoch)
+            if done.step % self.options.log_step == 0:
+                self._check_finite()
+                bar.set_postfix(loss=f"{float(done.sums[0] / done.sums[2]):.3f}")
+        done.seconds = time.perf_counter() - start
+        self._check_finite(weights=True)
+        self._shard_sizes(0)
+        loss, correct, images = distributed.sum_over_processes(done.sums.clone()).tolist()
+        if not images:
+            raise UserError(f"No batch of epoch {epoch} could be trained on: see the warnings above.")
         values = {
             "loss": loss / images,
             "accuracy": 100 * correct / images,
-            "images_per_second": images / (time.perf_counter() - start),
+            "images_per_second": images / done.seconds,
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         self.tensorboard.scalars(
@@ -190,18 +254,87 @@ class Trainer(BaseTrainer):
         )
         return values
 
-    def _check_finite(self, loss: Tensor, epoch: int) -> None:
-        if not bool(torch.isfinite(loss)):
+    def _shard_sizes(self, own: int) -> list[int]:
+        """Images of this batch in every process; here all agree on what does not follow from the config alone.
+
+        Raises:
+            StopRequested: one of them was told to stop.
+        """
+        sizes, signals = zip(*distributed.numbers_of_all(own, self.stop.received), strict=True)
+        if any(signals):
+            self._check_finite(weights=True)
+            raise StopRequested(max(signals))
+        return list(sizes)
+
+    def _count_skipped(self) -> None:
+        done, limit = self.epoch_progress, self.options.nan_limit
+        done.skipped += 1
+        if done.skipped > limit:
+            raise self._not_finite(done.step, f" for the {done.skipped}th time, and nan_limit is {limit}")
+        if distributed.is_main():
+            self.logger.warning(f"Epoch {done.epoch}, step {done.step}: loss or gradient is not finite, step left out.")
+
+    def _check_finite(self, weights: bool = False) -> None:
+        """See that all losses of the epoch so far are finite, and the weights if wanted.
+
+        Raises:
+            UserError: one is not; in every process.
+        """
+        step = int(self.epoch_progress.first_bad)
+        if not step and weights and not all_finite(self.model.state_dict().values()):
+            step = self.epoch_progress.step
+        bad = [step for (step,) in distributed.numbers_of_all(step) if step]
+        if bad:
+            raise self._not_finite(min(bad))
+
+    def _not_finite(self, step: int, again: str = "") -> UserError:
+        done, rate = self.epoch_progress, self.optimizer.param_groups[0]["lr"]
+        advice = "lower the learning rate (--lr)"
+        if self.options.precision == "fp16":
+            advice += ", use bf16 instead of fp16"
+        if self.options.on_nan == "stop":
+            advice += ', leave such steps out (trainer;on_nan: "skip")'
+        error = UserError(
+            f"The loss is no longer finite in epoch {done.epoch}, step {step} of {len(self.loader)}, at learning rate "
+            f"{rate:.3g}{again}: {advice}, or look for the cause. {self._how_to_go_on()}"
+        )
+        error.shared = True
+        return error
+
+    def _start_of(self, epoch: int) -> EpochProgress:
+        return EpochProgress(
+            epoch,
+            torch.zeros(3, device=self.device),
+            epoch_generator(self.loader.seed, epoch, MIXUP),
+            torch.tensor(0, device=self.device),
+        )
+
+    def progress(self) -> dict:
+        done = self.epoch_progress
+        own = {"sums": done.sums.cpu(), "mixup": done.mixup.get_state(), "skipped": done.skipped}
+        return {"step": done.step, "steps": len(self.loader), "seconds": done.seconds, "own": own}
+
+    def restore_progress(self, epoch: int, progress: dict, own: dict) -> None:
+        if progress["steps"] != len(self.loader):
             raise UserError(
-                f"The loss is no longer finite in epoch {epoch}: lower the learning rate (--lr)"
-                f"{' or use bf16 instead of fp16' if self.options.precision == 'fp16' else ''}, "
-                "and start again."
+                f"The run was stopped in an epoch of {progress['steps']} steps, which has {len(self.loader)} now: keep "
+                "data, batch_size and number of processes until it is whole, or go on from a checkpoint-epoch*.pth."
             )
+        done = self._start_of(epoch)
+        processes = progress["processes"]
+        if len(processes) == distributed.world_size():
+            done.sums += own["sums"].to(self.device)
+        elif distributed.is_main():
+            done.sums += torch.stack([each["sums"] for each in processes]).sum(dim=0).to(self.device)
+        done.mixup.set_state(own["mixup"])
+        done.step, done.seconds, done.skipped = progress["step"], progress["seconds"], own["skipped"]
+        self.epoch_progress = done
 
     def validate(self, epoch: int) -> dict:
         batches = self.loader.split_validation()
         self.validation_source = f"on the {batches.source}"
         network = inference_copy(self.model, self.loader.image_size)
+        network.register_forward_pre_hook(self._stop_validating)
         logits = expert_logits(network, batches, self.device, "validation")
         scores = logits.mean(dim=1)
         targets = batches.targets
@@ -213,3 +346,8 @@ class Trainer(BaseTrainer):
         }
         self.tensorboard.scalars({f"validation/{name.removeprefix('val_')}": v for name, v in values.items()}, epoch)
         return values
+
+    def _stop_validating(self, *_) -> None:
+        """Validation changes nothing: a stop need not wait for its end."""
+        if self.stop.received:
+            raise StopRequested(self.stop.received)

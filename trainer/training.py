@@ -1,10 +1,12 @@
 """A training run from its config to its last checkpoint."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from base.base_trainer import TrainerOptions
 from model.freeze import freeze
+from model.sync_batchnorm import synchronize_batch_norm
 from trainer.build import (
     build_loader,
     build_loss,
@@ -18,7 +20,7 @@ from trainer.continuity import check_continuity
 from trainer.devices import choose_device, device_name
 from trainer.precision import choose_precision
 from trainer.registry import TRAINERS, log_without_effect, make_config
-from trainer.run_folder import choose_run_dir, create_run_dir
+from trainer.run_folder import choose_run_dir, run_folder
 from utils import distributed
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -97,11 +99,14 @@ def train(
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))
     options.precision = choose_precision(options.precision, chosen_device, precision_so_far(checkpoint))
     loader = build_loader(checked, chosen_device)
+    loader.check_shards()
     fingerprint = loader.fingerprint()
     if checkpoint:
         check_continuity(checkpoint, resume, checked, loader.cls_num_list, fingerprint, allow_changes)
     weights = checkpoint["model"] if checkpoint else None
     network = build_network(checked, loader.num_classes, chosen_device, weights)
+    if options.sync_batchnorm and distributed.world_size() > 1:
+        synchronize_batch_norm(network)
     criterion = build_loss(checked, loader.cls_num_list).to(chosen_device)
     frozen = freeze(network, checked.get("freeze", []))
     optimizer = checked.build("optimizer", parameter_groups(checked, network))
@@ -134,12 +139,13 @@ def train(
     )
     if checkpoint:
         trainer.resume(checkpoint, resume)
-    create_run_dir(checked, run_dir, resume)
-    logger.info(
-        f"{checked['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
-        f"{len(loader)} batches an epoch. Run folder: {run_dir}"
-    )
-    results = trainer.train()
+    with ExitStack() as stack:
+        distributed.by_first_process(lambda: stack.enter_context(run_folder(checked, run_dir, resume)))
+        logger.info(
+            f"{checked['name']}: {sum(loader.cls_num_list)} training images, {loader.num_classes} classes, "
+            f"{len(loader)} batches an epoch. Run folder: {run_dir}"
+        )
+        results = trainer.train()
     if distributed.is_main():
         logger.info(f"Done. Last epoch: {results['last']}" + (f", best: {results['best']}" if results["best"] else ""))
     return results

@@ -136,6 +136,18 @@ def load_checkpoint(path: str | Path) -> dict:
     return content if "format" in content else {**content, "foreign": sorted(foreign)}
 
 
+def whole_epochs(checkpoint: Mapping) -> int:
+    """Epochs that a checkpoint has whole: one that was saved in an epoch has those before it."""
+    return (checkpoint["epoch"] or 0) - bool(checkpoint.get("mid_epoch"))
+
+
+def position(checkpoint: Mapping) -> str:
+    """When a checkpoint was saved: "3" is after epoch 3, "3, step 12 of 40" in it."""
+    if progress := checkpoint.get("mid_epoch"):
+        return f"{checkpoint['epoch']}, step {progress['step']} of {progress['steps']}"
+    return str(checkpoint.get("epoch"))
+
+
 def sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -240,6 +252,19 @@ def _json(value: object) -> bool:
     return isinstance(value, (str, int, float, type(None)))
 
 
+def _is_progress(progress: object) -> bool:
+    """Whether this may be the entry "mid_epoch" of a checkpoint."""
+    if progress is None:
+        return True
+    return (
+        isinstance(progress, dict)
+        and all(isinstance(progress.get(key), int) for key in ("step", "steps"))
+        and isinstance(progress.get("processes"), list)
+        and bool(progress["processes"])
+        and all(isinstance(own, dict) for own in progress["processes"])
+    )
+
+
 #: What a checkpoint's entries are; each may also be None.
 ENTRIES: dict[str, Callable[[object], bool]] = {
     "format": _whole(),
@@ -260,6 +285,8 @@ ENTRIES: dict[str, Callable[[object], bool]] = {
     "scheduler": lambda value: isinstance(value, dict) and _whole()(value.get("last_epoch")),
     "scaler": _table,
     "random": _random,
+    "random_of_processes": lambda value: _list_of(_random)(value) and bool(value),
+    "mid_epoch": _is_progress,
 }
 
 

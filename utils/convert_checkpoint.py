@@ -15,7 +15,7 @@ import torch
 from model.backbones.multi_expert import experts_in
 from trainer.build import SizeLimit
 from trainer.registry import make_config
-from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256, write_atomically
+from utils.checkpoint import load_checkpoint, load_weights, position, save_checkpoint, sha256, write_atomically
 from utils.errors import UserError, printable
 from utils.parse_config import read_json
 from utils.reference_config import from_reference
@@ -38,7 +38,7 @@ def describe(path: Path) -> str:
         "written by": writer,
         "SHA-256": sha256(path),
         "size": f"{path.stat().st_size / 1e6:.2f} MB",
-        "epoch": content.get("epoch"),
+        "epoch": position(content) if content.get("epoch") is not None else None,
         "selected as": content.get("selected_by"),
         "best value": content.get("best"),
         "name": config.get("name"),

@@ -23,15 +23,30 @@ class UserError(Exception):
     """Bad input: a file, a config value or an option. Scripts print the message, one line, and exit with `status`."""
 
     status = 2
+    #: Raised by all processes of a run alike: the first one reports it.
+    shared = False
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
 class Interrupted(UserError):
-    """The user stopped a run; the message says how to go on."""
+    """A run was stopped, by Ctrl-C or another signal; the message says how to go on.
 
-    status = 130
+    Args:
+        message: one sentence.
+        status: to exit with, see utils.signals.signal_status.
+    """
+
+    def __init__(self, message: str, status: int = 130):
+        super().__init__(message)
+        self.status = status
+
+
+class LostProcess(UserError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+    status = 1
 
 
 SHOWN = 60  # valid names in a message

@@ -1,13 +1,15 @@
 """Messages on the console and in the run folder, progress bars, TensorBoard."""
 
+import contextlib
 import logging
 import sys
+import threading
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import printable
+from utils.errors import UserError, printable
 
 LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 
@@ -54,7 +56,10 @@ class file_log:
         self.logger, self.path = logger, path
 
     def __enter__(self) -> None:
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
+        try:
+            self.handler = _FileHandler(self.path, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"The log {self.path} cannot be written ({error.strerror}): mend that first.") from error
         self.handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
         self.logger.addHandler(self.handler)
 
@@ -63,10 +68,39 @@ class file_log:
         self.handler.close()
 
 
-def progress(iterable, description: str, total: int | None = None, unit: str = "batch"):
+class _FileHandler(logging.FileHandler):
+    """A log that can no longer be written is given up with a warning, and nothing else is."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the base class's name
+        logger = get_logger()
+        if self in logger.handlers:
+            logger.removeHandler(self)
+            logger.warning(f"The log {self.baseFilename} can no longer be written ({sys.exc_info()[1]}): not kept.")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written before
+            super().close()
+
+
+def progress(iterable, description: str, total: int | None = None, unit: str = "batch", initial: int = 0):
     """tqdm bar on a terminal; nothing where the output is a file or a pipe."""
     quiet = not sys.stderr.isatty() or not distributed.is_main()
-    return tqdm(iterable, desc=description, total=total, unit=unit, disable=quiet, leave=False, dynamic_ncols=True)
+    return tqdm(
+        iterable,
+        desc=description,
+        total=total,
+        unit=unit,
+        initial=initial,
+        disable=quiet,
+        leave=False,
+        dynamic_ncols=True,
+    )
+
+
+def _forgive_tensorboard(problem: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises its error again where something is logged: it need not be printed as well."""
+    if not (type(problem.thread).__module__.startswith("tensorboard.") and issubclass(problem.exc_type, OSError)):
+        threading.__excepthook__(problem)
 
 
 class TensorBoardLog:
@@ -77,24 +111,34 @@ class TensorBoardLog:
         if enabled and distributed.is_main():
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder))
+            threading.excepthook = _forgive_tensorboard
+            try:
+                self.writer = SummaryWriter(str(folder))
+            except OSError as error:
+                get_logger().warning(f"TensorBoard's log cannot be written ({error}): going on without it.")
 
     def scalars(self, values: dict, step: int) -> None:
         """Log {"group/name": number}; None is left out."""
-        if self.writer:
-            for tag, value in values.items():
-                if value is not None:
-                    self.writer.add_scalar(tag, value, step)
+        for tag, value in values.items():
+            if value is not None:
+                self._write("add_scalar", tag, value, step)
 
     def images(self, tag: str, images, step: int) -> None:
         """Log images, [B, 3, H, W] in 0..1."""
-        if self.writer:
-            self.writer.add_images(tag, images, step)
+        self._write("add_images", tag, images, step)
 
     def figure(self, tag: str, figure, step: int = 0) -> None:
-        if self.writer:
-            self.writer.add_figure(tag, figure, step)
+        self._write("add_figure", tag, figure, step)
 
     def close(self) -> None:
-        if self.writer:
-            self.writer.close()
+        self._write("close")
+
+    def _write(self, method: str, *arguments) -> None:
+        """Where TensorBoard's file can no longer be written, work goes on without it."""
+        if not self.writer:
+            return
+        try:
+            getattr(self.writer, method)(*arguments)
+        except OSError as error:
+            self.writer = None
+            get_logger().warning(f"TensorBoard's log can no longer be written ({error}): going on without it.")
