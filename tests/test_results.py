@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from trainer.results import CheckpointRecord, DistributionResult, Results, save_results
-from trainer.run_folder import create_results_dir, job_of
+from trainer.run_folder import job_of, results_folder
 from utils.errors import UserError
 from utils.report import REPORTS, console_table, figures, markdown_table
 
@@ -109,12 +109,16 @@ def test_evaluating_again_leaves_nothing_of_before(tmp_path):
 
 
 def test_one_folder_holds_results_of_one_job(tmp_path):
-    create_results_dir(tmp_path / "last.pth", "test_all", tmp_path / "out")
-    save_results(RESULTS, tmp_path / "out", "test_all")
+    def job(name):
+        with results_folder(tmp_path / "last.pth", name, tmp_path / "out") as folder:
+            save_results(RESULTS, folder, name)
+
+    job("test_all")
     assert job_of(tmp_path / "out") == "test_all"
-    create_results_dir(tmp_path / "last.pth", "test_all", tmp_path / "out")
+    job("test_all")
     with pytest.raises(UserError, match="holds results of test_all: give another --output for those of test_train"):
-        create_results_dir(tmp_path / "last.pth", "test_train", tmp_path / "out")
+        job("test_train")
     for text in ("{", "[]", '{"job": 3}', "[" * 10_000):  # whatever is there is replaced
         (tmp_path / "out" / "results.json").write_text(text)
-        create_results_dir(tmp_path / "last.pth", "test_train", tmp_path / "out")
+        with results_folder(tmp_path / "last.pth", "test_train", tmp_path / "out"):
+            pass
