@@ -17,13 +17,16 @@ $(VENV)/.ready: requirements.txt
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-demo: env  ## train on long-tailed digits, evaluate every test distribution, learn expert weights (minutes, no download)
+demo: env  ## train on long-tailed digits, evaluate every test distribution, learn expert weights, follow a stream (minutes, no download)
 	rm -rf $(RUN)
 	$(BIN)/python train.py -c configs/config_digits_tade.json --run_id demo
 	$(BIN)/python test_all_cifar.py -r $(RUN)/last.pth
 	$(BIN)/python test_train_cifar.py -c configs/test_time_digits_tade.json -r $(RUN)/last.pth
+	$(BIN)/python test_train_cifar.py -c configs/test_time_digits_prior.json -r $(RUN)/last.pth -o $(RUN)/results/last/test_prior
+	$(BIN)/python examples/turning_stream.py -r $(RUN)/last.pth
 	@echo
 	@echo "Tables and plots: $(RUN)/results/last/test_all and $(RUN)/results/last/test_train"
+	@echo "A turning stream: $(RUN)/turning_stream/stream.png"
 	@echo "TensorBoard:      $(BIN)/tensorboard --logdir saved"
 
 lint: env  ## check style, layout, imports and types
@@ -34,7 +37,8 @@ lint: env  ## check style, layout, imports and types
 test: lint  ## lint, then run the tests
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-test-slow: env  ## the tests that `make test` leaves out because they last: kills at random moments
+test-slow: env  ## fuzz files, configs and options, damage every byte of a checkpoint; kill trainings at random moments
+	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_hostile_files.py
 	$(BIN)/python -m pytest -m slow -s
 
 clean:  ## remove the environment and caches (not data/ or saved/)

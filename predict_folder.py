@@ -1,6 +1,6 @@
-"""Learn the expert weights on a folder of unlabeled images, and predict the class of each.
+"""Estimate the class mix of a folder of unlabeled images, and predict the class of each.
 
-python predict_folder.py -c configs/test_time_custom_example.json -r saved/NAME/RUN/last.pth --images FOLDER
+python predict_folder.py -r saved/NAME/RUN/last.pth --images FOLDER [-c configs/test_time_*.json]
 """
 
 from trainer.command_line import run_script

@@ -1,5 +1,6 @@
 """The contract between data and everything else: what a data loader class in a config gives."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -86,6 +87,14 @@ class BaseDataLoader(ABC):
                 f"There are {sum(self.cls_num_list)} training images, and a batch has {smallest} at least: give more "
                 "images, or start fewer processes."
             )
+
+    def fingerprint(self, read_images: bool = True) -> dict[str, str]:
+        """Digests that tell these training images from others, in their order: part ("labels", ...) -> hexadecimal.
+
+        Args:
+            read_images: whether training images may be read for it; without, parts may be left out.
+        """
+        return {}
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the order and the augmentation of the next iteration; it leaves out the batches before the first."""
@@ -195,6 +204,14 @@ class BaseDataLoader(ABC):
     def _check_test_labels(self) -> None:
         if not self.has_test_labels:
             raise UserError("The test images are unlabeled, and test distributions need labels: name no distribution.")
+
+
+def digest(*parts: bytes | np.ndarray) -> str:
+    """SHA-256 of bytes or arrays, its first half in hexadecimal."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part.tobytes() if isinstance(part, np.ndarray) else part)
+    return whole.hexdigest()[:32]
 
 
 class EvaluationBatches:

@@ -355,15 +355,14 @@ class BaseTrainer(ABC):
                 has all its epochs.
         """
         progress = checkpoint.get("mid_epoch")
-        needed = {"optimizer", "scheduler", "scaler", "epoch", "best", "best_epoch"}
-        missing = (needed if progress else needed | {"random"}) - checkpoint.keys()
-        if missing or checkpoint["epoch"] is None:
+        needed = ("optimizer", "scheduler", "scaler", "epoch", *(() if progress else ("random",)))
+        if {*needed, "best", "best_epoch"} - checkpoint.keys() or any(checkpoint[key] is None for key in needed):
             raise UserError(
                 f"{path} holds weights alone, so that training cannot go on from it: "
                 "give a last.pth or checkpoint-epoch*.pth."
             )
         kinds = [
-            (config or {}).get("optimizer", {}).get("type")
+            section.get("type") if isinstance(section := (config or {}).get("optimizer"), dict) else None
             for config in (checkpoint.get("config"), self.extra_state.get("config"))
         ]
         if kinds[0] != kinds[1]:
@@ -375,26 +374,31 @@ class BaseTrainer(ABC):
         load_weights(self.model, checkpoint["model"], path)
         try:
             self._resume_optimizer(checkpoint["optimizer"], checkpoint["scheduler"])
+            if checkpoint["scaler"]:  # empty where the run had another precision
+                self.scaler.load_state_dict(checkpoint["scaler"])
+            self.start_epoch = whole_epochs(checkpoint) + 1
+            if progress:
+                own = self._own(progress["processes"])
+                self.restore_progress(self.start_epoch, progress, own)
+                self._restore_random(own["random"])
+                self.saved = f"epoch {position(checkpoint)}"
+            else:
+                alike = [checkpoint["random"]] * distributed.world_size()
+                self._restore_random(self._own(checkpoint.get("random_of_processes") or alike))
         except ValueError as error:
             raise UserError(
                 f"{path} was trained with other parameter groups ({error}): keep freeze and optimizer;share_lr as they "
                 'were, or start anew from its weights ("weights" in the config).'
             ) from error
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        self.start_epoch = whole_epochs(checkpoint) + 1
-        if progress:
-            own = self._own(progress["processes"])
-            self.restore_progress(self.start_epoch, progress, own)
-            self._restore_random(own["random"])
-            self.saved = f"epoch {position(checkpoint)}"
-        else:
-            self._restore_random(
-                self._own(checkpoint.get("random_of_processes", [checkpoint["random"]] * distributed.world_size()))
-            )
-        self.seconds = checkpoint.get("seconds", 0.0)
+        except (TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+            raise UserError(
+                f"{path} is damaged: what it holds beside the weights does not fit ({type(error).__name__}: {error}); "
+                'give another checkpoint, or start anew from its weights ("weights" in the config).'
+            ) from error
+        self.seconds = checkpoint.get("seconds") or 0.0
         if (self.run_dir / "model_best.pth").exists():  # a run in a folder of its own has no best one yet
             self.best, self.best_epoch = checkpoint["best"], checkpoint["best_epoch"]
-            self.checks_since_best = checkpoint.get("checks_since_best", 0)
+            self.checks_since_best = checkpoint.get("checks_since_best") or 0
         self.logger.info(f"Going on from {path}, after epoch {position(checkpoint)}.")
 
     def _own(self, processes: list) -> Any:
@@ -413,6 +417,14 @@ class BaseTrainer(ABC):
         overriding them on resume has the effect it says. Unchanged ones give exactly the rates of an unbroken run."""
         hyper_parameters = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(optimizer_state)
+        for parameter, entries in self.optimizer.state.items():
+            for name, entry in entries.items():
+                if isinstance(entry, torch.Tensor):
+                    fits = not entry.dim() or entry.shape == parameter.shape
+                else:
+                    fits = isinstance(entry, (int, float, type(None)))
+                if not fits:
+                    raise TypeError(f"{name} is not of the shape of its parameter, {list(parameter.shape)}")
         self.scheduler.last_epoch = scheduler_state["last_epoch"]
         rates = []
         for group, configured in zip(self.optimizer.param_groups, hyper_parameters, strict=True):

@@ -37,7 +37,7 @@ from trainer.run_folder import results_dir
 from utils.checkpoint import load_checkpoint, position, sha256, whole_epochs
 from utils.errors import Interrupted, UserError
 from utils.lock import locked
-from utils.parse_config import ConfigParser
+from utils.parse_config import ConfigParser, differences
 from utils.reference_config import config_of
 from utils.report import make_folder
 from utils.signals import STOPPING, StopSignals, end_at_once, signal_status
@@ -121,18 +121,14 @@ def is_trained(checkpoint: dict) -> bool:
     return whole_epochs(checkpoint) >= options.epochs or (stopped_early and not checkpoint.get("mid_epoch"))
 
 
-def first_difference(before: dict, now: dict, path: str = "") -> str | None:
+def first_difference(before: dict, now: dict) -> str | None:
     """The first value in which two trainings differ, as "path before, now".
 
     Where runs are saved and what is tested do not count.
     """
-    for key in sorted(before.keys() | now.keys()):
-        here, old, new = f"{path}{key}", before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            if found := first_difference(old, new, f"{here};"):
-                return found
-        elif old != new and here not in ("trainer;save_dir", "data_loader;args;distributions"):
-            return f"{here} {json.dumps(old)}, now {json.dumps(new)}"
+    for path, (old, new) in differences(before, now).items():
+        if path not in ("trainer;save_dir", "data_loader;args;distributions"):
+            return f"{path} {json.dumps(old)}, now {json.dumps(new)}"
     return None
 
 

@@ -1,7 +1,9 @@
 """Images on disk, named by list files of "relative/path.jpg label" lines; and how one image becomes pixels."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch.utils.data import Dataset
 
 from utils.errors import UserError, unknown
 
+LONGEST_LABEL = 7  # digits: as many classes take 80 MB to count
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
@@ -57,15 +60,20 @@ class ImageList:
         return len(self.targets)
 
     def name(self, index: int) -> str:
-        """The path of an image as the list has it."""
-        return self.text[self.offsets[index] : self.offsets[index + 1]].decode()
+        """The path of an image as the list has it; bytes that are no UTF-8 come as the system has them in names."""
+        return os.fsdecode(self.text[self.offsets[index] : self.offsets[index + 1]])
 
     def path(self, index: int) -> Path:
         return self.data_dir / self.name(index)
 
     def names(self) -> list[str]:
         """All paths; for comparing lists, not for keeping."""
-        return [self.name(index) for index in range(len(self))]
+        return [os.fsdecode(name) for name in self.raw_names()]
+
+    def raw_names(self) -> Iterator[bytes]:
+        """All paths, as bytes."""
+        ends = self.offsets.tolist()
+        return (self.text[start:end] for start, end in pairwise(ends))
 
     def check_labels(self, num_classes: int) -> None:
         """Raises UserError when a label is not below `num_classes`."""
@@ -96,14 +104,32 @@ def list_folder(folder: str | Path) -> ImageList:
         UserError: the folder is missing, or holds no image file.
     """
     folder = Path(folder)
-    paths = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
-    if not paths:
+    encoded = [os.fsencode(path) for path in image_files(folder)]
+    if not encoded:
         raise UserError(
             f"There is no image file under {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder "
             "that holds some."
         )
-    encoded = [path.encode() for path in sorted(paths)]
-    return ImageList(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(paths), np.int64))
+    return ImageList(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(encoded), np.int64))
+
+
+def image_files(folder: Path) -> list[str]:
+    """The image files under a folder by their suffix, at any depth: paths relative to it, sorted. No folder is one.
+
+    Raises:
+        UserError: a folder under it cannot be entered.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise UserError(
+                f"The folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or take it out."
+            ) from error
+
+    found = []
+    for here, _, names in os.walk(folder, onerror=refuse):
+        found += [Path(here, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def list_class_folders(folder: str | Path, class_names: Sequence[str]) -> ImageList:
@@ -143,10 +169,10 @@ def _parse(data: bytes, list_path: Path) -> tuple[bytes, np.ndarray, np.ndarray]
         parts = line.rsplit(None, 1)
         if not parts:
             continue
-        if len(parts) == 1 or not parts[1].isdigit() or len(parts[1]) > 9:
+        if len(parts) == 1 or not parts[1].isdigit() or len(parts[1]) > LONGEST_LABEL:
             raise UserError(
-                f'{list_path}, line {number}: "{line.decode(errors="replace")}" should be a path, a blank '
-                "and a label (a whole number from 0): mend that line."
+                f'{list_path}, line {number}: "{line[:500].decode(errors="replace")}" should be a path, a blank '
+                f"and a label (a whole number from 0, of {LONGEST_LABEL} digits at most): mend that line."
             )
         paths.append(parts[0])
         labels.append(int(parts[1]))
@@ -197,7 +223,7 @@ class ListDataset(Dataset):
     Args:
         images: the list.
         transforms: each is applied to the decoded image; one for training and testing, two for two views.
-        skip_bad: leave out files that cannot be decoded, instead of stopping.
+        skip_bad: files that cannot be decoded are to be left out, not an error.
     """
 
     def __init__(self, images: ImageList, transforms: Sequence[Callable[[Image.Image], Image.Image]], skip_bad: bool):
@@ -208,23 +234,21 @@ class ListDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple | str:
-        """One image for each transform, [S, S, 3] uint8, and the label last; or the path of a file left out.
+    def __getitem__(self, item: tuple[int, int]) -> tuple | str | UserError:
+        """One image for each transform, [S, S, 3] uint8, and the label last.
+
+        Of a file that is missing or cannot be decoded its path, to be left out, or the error, to be raised: raised
+        here, in a worker process, it would arrive under that process's traceback.
 
         Args:
             item: (index, seed of the transforms).
-
-        Raises:
-            UserError: the file is missing or cannot be decoded.
         """
         index, seed = item
         path = self.images.path(index)
         try:
             image = decode(path)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            if self.skip_bad:
-                return str(path)
-            raise bad_image(path, error) from error
+            return str(path) if self.skip_bad else bad_image(path, error)
         with seeded(seed):
             results = [to_tensor(transform(image)) for transform in self.transforms]
         return *results, int(self.images.targets[index])
@@ -238,14 +262,15 @@ def bad_image(path: Path, error: Exception) -> UserError:
     )
 
 
-def collate(items: list[tuple | str]) -> tuple:
+def collate(items: list[tuple | str | UserError]) -> tuple:
     """A batch of items of ListDataset.
 
     Returns:
-        A list of [B, 3, S, S] uint8, channels last in memory, one for each transform; labels [B]; paths left out.
+        A list of [B, 3, S, S] uint8, channels last in memory, one for each transform; labels [B]; paths left out, or
+        errors.
     """
-    bad = [item for item in items if isinstance(item, str)]
-    good = [item for item in items if not isinstance(item, str)]
+    bad = [item for item in items if not isinstance(item, tuple)]
+    good = [item for item in items if isinstance(item, tuple)]
     columns = list(zip(*good, strict=True))
     images = [torch.stack(column).permute(0, 3, 1, 2) for column in columns[:-1]]
     return images, torch.tensor(columns[-1] if columns else [], dtype=torch.int64), bad

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.base_data_loader import BaseDataLoader, EvaluationBatches
+from base.base_data_loader import BaseDataLoader, EvaluationBatches, digest
 from data_loader.class_profiles import (
     check_distributions,
     distribution_indices,
@@ -92,6 +92,13 @@ class InMemoryDataLoader(BaseDataLoader):
     @cached_property
     def test_set(self) -> ImageSet:
         return self.load(train=False)
+
+    def fingerprint(self, read_images: bool = True) -> dict[str, str]:
+        """Of labels and pixels."""
+        if not read_images:
+            return {}
+        images, targets = self.train_set
+        return {"labels": digest(targets.numpy()), "pixels": digest(images.numpy())}
 
     def __len__(self) -> int:
         return len(batch_slices(sum(self.cls_num_list), self.batch_size, smallest=2 * self.world_size))

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from base.base_data_loader import BaseDataLoader, EvaluationBatches
+from base.base_data_loader import BaseDataLoader, EvaluationBatches, digest
 from data_loader import pil_transforms
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices, hold_out
 from data_loader.image_lists import ImageList, ListDataset, collate, list_class_folders, list_folder
+from data_loader.overlaps import compare_lists
 from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
@@ -107,7 +108,9 @@ class ListDataLoader(BaseDataLoader):
             self.cls_num_list = np.bincount(self.train_images.targets).tolist()
         if self.renumber:
             self._renumber()
-        self.has_held_out_validation = self._compare_lists()
+        found, self.has_held_out_validation = compare_lists(self.train_images, self.val_images, self.test_images)
+        for notice in found:
+            get_logger().warning(notice)
         if class_names is not None:
             self.class_names = self._read_class_names(class_names)
         self._training: DataLoader | None = None
@@ -131,20 +134,10 @@ class ListDataLoader(BaseDataLoader):
             )
         return counts.tolist()
 
-    def _compare_lists(self) -> bool:
-        """Warn of test images that are trained on; whether the validation images are neither."""
-        trained, tested = set(self.train_images.names()), self.test_images.names()
-        if shared := trained.intersection(tested):
-            get_logger().warning(
-                f"{len(shared)} images are in both {self.train_images.list_path} and "
-                f"{self.test_images.list_path}, such as {min(shared)}: accuracy will be too high."
-            )
-        return self.val_images is not self.test_images and trained.union(tested).isdisjoint(self.val_images.names())
-
     def _read_class_names(self, path: str) -> list[str]:
         """The name of every class, in the order of the labels used here."""
         try:
-            names = Path(path).read_text(encoding="utf-8").splitlines()
+            names = [os.fsdecode(name) for name in Path(path).read_bytes().splitlines()]
         except OSError as error:
             raise UserError(
                 f"The class names {path} cannot be read ({error.strerror}): give a file with one name a "
@@ -222,6 +215,11 @@ class ListDataLoader(BaseDataLoader):
         self.test_images = self.test_images.with_targets(new[self.test_images.targets])
         self.val_images = self.test_images if same else self.val_images.with_targets(new[self.val_images.targets])
 
+    def fingerprint(self, read_images: bool = True) -> dict[str, str]:
+        """Of labels and paths as the list has them; what the files hold does not count."""
+        images = self.train_images
+        return {"labels": digest(images.targets), "paths": digest(images.text, images.offsets)}
+
     @property
     def _epoch_size(self) -> int:
         if self.balanced and not self.retain_epoch_size:
@@ -245,8 +243,10 @@ class ListDataLoader(BaseDataLoader):
             dataset = ListDataset(self.train_images, [pipeline], self.on_bad_image == "skip")
             self._training = self._data_loader(dataset, self._batches, persistent=True)
         for images, targets, bad in fetched(self._training):
-            for path in bad:
-                get_logger().warning(f"{path} cannot be decoded: left out.")
+            for problem in bad:
+                if isinstance(problem, UserError):
+                    raise problem
+                get_logger().warning(f"{problem} cannot be decoded: left out.")
             shown = images[0] if images else torch.zeros(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
             yield self._prepare(shown), targets.to(self.device, non_blocking=True)
 
@@ -276,7 +276,9 @@ class ListDataLoader(BaseDataLoader):
 
         def batches(parts: Sequence[slice]) -> Iterator[tuple[Tensor, ...]]:
             dataset = ListDataset(images, pipelines, skip_bad=False)
-            for columns, targets, _ in fetched(self._data_loader(dataset, [items[part] for part in parts])):
+            for columns, targets, bad in fetched(self._data_loader(dataset, [items[part] for part in parts])):
+                if bad:
+                    raise bad[0]
                 prepared = tuple(self._prepare(column) for column in columns)
                 yield prepared if len(prepared) > 1 else (*prepared, targets.to(self.device))
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -16,6 +17,9 @@ from utils.parse_config import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
+#: Cases of each fuzz test; `make test-slow` sets 10,000.
+CASES = int(os.environ.get("FUZZ_CASES", "40"))
+SLOW = CASES >= 1000
 SHARED = ROOT.parent / "shared"  # figures and data of the developers, absent on a user's machine
 
 
@@ -75,6 +79,17 @@ def digits_config(tmp_path) -> dict:
     config["trainer"] |= {"epochs": 2, "save_dir": str(tmp_path), "save_period": 1, "tensorboard": False}
     config["data_loader"]["args"] |= {"batch_size": 64, "distributions": ["forward10", "uniform", "backward10"]}
     return config
+
+
+def start_small_run(folder: Path, **trainer) -> dict:
+    """Train a tiny network for one epoch: {"last": path, "config": the config, now with two epochs}."""
+    config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    config["arch"]["args"] |= {"num_experts": 2, "layer2_output_dim": 16, "layer3_output_dim": 16}
+    config["trainer"] |= {"epochs": 1, "save_dir": str(folder), "tensorboard": False, **trainer}
+    config["data_loader"]["args"] |= {"batch_size": 128, "distributions": ["uniform"]}
+    last = train(config, run_id="one")["last"]
+    config["trainer"]["epochs"] = 2
+    return {"last": last, "config": config}
 
 
 @pytest.fixture(scope="session")

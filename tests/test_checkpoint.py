@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import secrets
 import sys
 import types
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from model.model import ResNet32Model
-from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256
+from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256, write_together
 from utils.convert_checkpoint import main
 from utils.errors import UserError
+from utils.torch_file import REBUILT
 
 
 @pytest.fixture
@@ -139,16 +141,55 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path, network, legacy):
 
 
 def test_a_file_cannot_change_what_it_names(tmp_path, network):
-    """BUILD with slot state sets attributes: here of the function that rebuilds tensors."""
-    (tmp_path / "hostile.pth").write_bytes(
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(N}X\x0c\x00\x00\x00__defaults__(K\x01K\x02tst\x86b."
-    )
-    before = torch._utils._rebuild_tensor_v2.__defaults__
-    with pytest.raises(UserError):
+    """BUILD with slot state sets attributes: here of the function that rebuilds tensors, in torch and in our reader."""
+    hostile = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__K\x01K\x02\x86s\x86b."
+    functions = [torch._utils._rebuild_tensor_v2, REBUILT["torch._utils", "_rebuild_tensor_v2"]]
+    before = [function.__defaults__ for function in functions]
+    assert pickle.loads(hostile).__defaults__ == (1, 2)  # an ordinary reader does it
+    functions[0].__defaults__ = before[0]
+    (tmp_path / "hostile.pth").write_bytes(hostile)
+    with pytest.raises(UserError, match="it sets attributes"):
         load_checkpoint(tmp_path / "hostile.pth")
-    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+    assert [function.__defaults__ for function in functions] == before
     _reference_checkpoint(tmp_path / "reference.pth", network, {"_config": {}})
     load_checkpoint(tmp_path / "reference.pth")
+
+
+OPTIMIZER = {"state": {0: {"momentum_buffer": torch.zeros(1)}}, "param_groups": [{"params": [0], "lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "good", "bad"),
+    [
+        ("optimizer", OPTIMIZER, [[], {}, {**OPTIMIZER, "state": []}, {**OPTIMIZER, "param_groups": [1]}]),
+        ("scheduler", {"last_epoch": 3}, [3, {}, {"last_epoch": "3"}, {"last_epoch": -1}]),
+        ("scaler", {}, [[], 1.0]),
+        ("random", {"torch": torch.get_rng_state()}, [[], {}, {"torch": 5}, {"torch": torch.zeros(3)}]),
+        ("seconds", 1.5, ["1.5", -1, float("nan"), 10**400, torch.ones(1)]),
+        ("epoch", 3, ["three", 3.0, True, -1, 10**400, [3]]),
+        ("best", 0.5, ["0.5", float("inf"), True]),
+        ("seed", 1, ["1", 2**64]),
+        ("cls_num_list", [5, 5], [5, ["5"], [5.0], [-1]]),
+        ("precision", "bf16", ["fp8", 16, ["fp32"]]),
+        ("class_map", [1, 0], ["10", [None]]),
+        ("config", {"name": "x"}, [[1], "x", {1: 2}, {"name": torch.zeros(1)}]),
+        ("selected_by", "the last so far", [3, "x" * 20_000]),
+    ],
+)
+def test_entries_of_the_wrong_type_are_named(tmp_path, entry, good, bad):
+    weights = {"model": {"a": torch.zeros(1)}}
+    save_checkpoint(tmp_path / "a.pth", {**weights, entry: good})
+    assert load_checkpoint(tmp_path / "a.pth").keys() == {"format", "model", entry}
+    for value in bad:
+        save_checkpoint(tmp_path / "a.pth", {**weights, entry: value})
+        with pytest.raises(UserError, match=f'its "{entry}" is not what train.py writes'):
+            load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_strangers_entries_count_for_nothing(tmp_path):
+    torch.save({"model": {"a": torch.zeros(1)}, "best": torch.zeros(1), "seed": 3}, tmp_path / "a.pth")
+    content = load_checkpoint(tmp_path / "a.pth")
+    assert "best" not in content and content["seed"] == 3
 
 
 @pytest.mark.parametrize(
@@ -187,6 +228,75 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path, network, monkeypatch):
     with pytest.raises(UserError, match="No space left on device.*untouched"):
         save_checkpoint(path, {"model": network.state_dict(), "epoch": 2})
     assert load_checkpoint(path)["epoch"] == 1 and [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_nobody_can_guess_where_a_file_is_written_aside(tmp_path):
+    """A link left under the name of an unfinished file must not be followed."""
+    (tmp_path / "victim").write_text("precious")
+    for name in ("a.pth.tmp", ".a.pth.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+    os.umask(before := os.umask(0))
+    names = []
+    for _ in range(2):
+        write_together(tmp_path, {"a.pth": b"1", "b": b"2"})
+        names.append(sorted(os.listdir(tmp_path)))
+        assert (tmp_path / "a.pth").stat().st_mode & 0o777 == 0o666 & ~before
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert names == [sorted([".a.pth.tmp", "a.pth", "a.pth.tmp", "b", "victim"])] * 2
+
+
+def test_the_name_aside_is_opened_exclusively(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "0" * 2 * count)
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f".a.pth.{'0' * 16}.tmp").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="File exists"):
+        write_together(tmp_path, {"a.pth": b"1"})
+    assert (tmp_path / "victim").read_text() == "precious" and not (tmp_path / "a.pth").exists()
+
+
+def test_what_a_killed_process_left_is_removed_later(tmp_path):
+    old, new, other = (tmp_path / f".{name}.{'a' * 15}{i}.tmp" for i, name in enumerate(("a.pth", "a.pth", "b.pth")))
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    write_together(tmp_path, {"a.pth": b"whole"})
+    assert {path.name for path in tmp_path.iterdir()} == {"a.pth", new.name, other.name}
+
+
+def test_files_written_together_are_never_mixed(tmp_path, monkeypatch):
+    """Killed at any of the steps, the last file is there only with the others of its time."""
+    write_together(tmp_path, {"table": b"old", "plot": b"old", "last": b"old"})
+    steps = []
+
+    class Killed(BaseException):
+        pass
+
+    for stop in range(1, 30):
+        for name in ("fsync", "replace", "unlink"):
+            real = getattr(os, name)
+
+            def step(*args, real=real, **kwargs):
+                steps.append(1)
+                if len(steps) == stop:
+                    raise Killed
+                return real(*args, **kwargs)
+
+            monkeypatch.setattr(os, name, step)
+        steps.clear()
+        try:
+            write_together(tmp_path, {"table": b"new", "plot": None, "last": b"new"})
+        except Killed:
+            pass
+        monkeypatch.undo()
+        present = {p.name: p.read_bytes() for p in tmp_path.iterdir() if not p.name.endswith(".tmp")}
+        if "last" in present:
+            old = present == {"table": b"old", "plot": b"old", "last": b"old"}
+            assert old or present == {"table": b"new", "last": b"new"}, (stop, present)
+        if len(steps) < stop:
+            break
+        write_together(tmp_path, {"table": b"old", "plot": b"old", "last": b"old"})
+    assert 5 < stop < 20 and present == {"table": b"new", "last": b"new"}
 
 
 NETWORK = {
@@ -260,3 +370,22 @@ def test_inspect_names_what_it_did_not_run(tmp_path, network, capsys):
     text = capsys.readouterr().out
     assert not witness.exists() and "system" in text and "epoch:          7" in text and "experts:        2" in text
     assert sha256(tmp_path / "a.pth") in text
+
+
+def test_inspect_prints_no_control_characters_and_refuses_damaged_weights(tmp_path, network, capsys):
+    evil = "\x1b]0;owned\x07\x1b[2J\nSHA-256: faked\u202e\ud800"
+    config = {"name": evil, "arch": {**NETWORK, "args": {evil: evil}}, "loss": {"type": evil}}
+    save_checkpoint(
+        tmp_path / "a.pth",
+        {"model": {evil: torch.zeros(2), **network.state_dict()}, "config": config, "selected_by": evil, "epoch": 1},
+    )
+    main(["inspect", str(tmp_path / "a.pth")])
+    text = capsys.readouterr().out
+    assert "owned" in text and all(c.isprintable() or c == "\n" for c in text)
+    assert text.count("SHA-256:") > 1 and sum(line.startswith("SHA-256:") for line in text.splitlines()) == 1
+    state = network.state_dict()
+    state["backbone.bn1.running_mean"][0] = float("nan")
+    save_checkpoint(tmp_path / "b.pth", {"model": state})
+    with pytest.raises(UserError, match="backbone.bn1.running_mean is infinite or not a number"):
+        main(["inspect", str(tmp_path / "b.pth")])
+    assert not capsys.readouterr().out

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +111,63 @@ def test_from_folder_bad_input(folder):
         main(["from-folder", str(folder / "absent"), str(folder)])
     with pytest.raises(UserError, match="holds 0 class folder"):
         main(["from-folder", str(folder / "images" / "cat"), str(folder)])
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_from_folder_wants_test_images(folder, count):
+    with pytest.raises(UserError, match=f"--test_per_class must be at least 1, not {count}"):
+        main(["from-folder", str(folder / "images"), str(folder / "lists"), "--test_per_class", count])
+    assert not (folder / "lists").exists()
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "a 1\rb.png"])
+def test_from_folder_refuses_names_that_no_list_can_hold(folder, name):
+    (folder / "images" / "cat" / name).write_bytes(b"")
+    with pytest.raises(UserError, match="cannot stand in a list") as caught:
+        main(["from-folder", str(folder / "images"), str(folder / "lists"), "--test_per_class", "1"])
+    assert "\n" not in str(caught.value) and "\r" not in str(caught.value)
+
+
+def test_any_other_name_comes_back(folder):
+    """Blanks, a label's look, letters of every script, and bytes that are no UTF-8."""
+    names = [b"a  b.png", b" first.png", b"b 3 .png", "ä日本\u2028.png".encode(), b"latin \xe4\xff.png", b"\x0bv.png"]
+    for name in names:
+        with open(os.path.join(os.fsencode(folder / "images" / "cat"), name), "wb"):
+            pass
+    main(["from-folder", str(folder / "images"), str(folder / "lists"), "--test_per_class", "1"])
+    listed = {
+        path
+        for split in ("train", "test")
+        for path in ImageList.read(folder / "lists" / f"{split}.txt", "").raw_names()
+    }
+    assert {b"cat/" + name for name in names} <= listed
+    assert all(os.path.exists(os.path.join(os.fsencode(folder / "images"), path)) for path in listed)
+    assert main(["check", str(folder / "lists" / "train.txt"), str(folder / "images")])["duplicates"] == 0
+
+
+def test_folders_called_like_images_are_no_images(folder):
+    (folder / "images" / "cat" / "album.jpg").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "images" / "cat" / "album.jpg" / "0.png")
+    main(["from-folder", str(folder / "images"), str(folder / "lists"), "--test_per_class", "1"])
+    names = [n for s in ("train", "test") for n in ImageList.read(folder / "lists" / f"{s}.txt", "").names()]
+    assert "cat/album.jpg" not in names and "cat/album.jpg/0.png" in names
+
+
+@pytest.mark.parametrize("closed", ["images", "images/dog"])
+def test_a_folder_that_may_not_be_entered_is_named(folder, monkeypatch, closed):
+    """Tests may run as root, who may enter all of them."""
+    original = os.scandir
+
+    def scandir(path):
+        if Path(path) == folder / closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    listdir = os.listdir
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "listdir", lambda path: list(scandir(path)) and listdir(path))
+    with pytest.raises(UserError, match=f"{closed}.* cannot be (read|used) .Permission denied"):
+        main(["from-folder", str(folder / "images"), str(folder / "lists"), "--test_per_class", "1"])
 
 
 def test_import_takes_only_the_published_lists(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """List files, decoding, and the loaders for large images, on images made here."""
 
+import os
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from data_loader.samplers import balanced_order
 from data_loader.tensor_transforms import normalize
 from trainer import train
 from trainer.command_line import Options
+from trainer.results import Predictions
 from utils.errors import UserError
 from utils.parse_config import read_json
 from utils.torchvision_import import torchvision
@@ -70,12 +73,19 @@ def test_lists_keep_paths_with_blanks_and_labels(folder):
 
 @pytest.mark.parametrize(
     "text",
-    ["a.jpg 0\nb c.jpg 12\n", "a.jpg 0\r\nb c.jpg 12\r\n", "a.jpg\t0\nb c.jpg 12", "\na.jpg   0\n\nb c.jpg 12 \n\n"],
+    [
+        "a.jpg 0\nb c.jpg 12\n",
+        "a.jpg 0\r\nb c.jpg 12\r\n",
+        "a.jpg\t0\nb c.jpg 12",
+        "\na.jpg   0\n\nb c.jpg 12 \n\n",
+        "a.jpg 0\rb c.jpg 12\r",
+    ],
 )
 def test_any_white_space_between_path_and_label(tmp_path, text):
     (tmp_path / "list.txt").write_bytes(text.encode())
     images = ImageList.read(tmp_path / "list.txt", tmp_path)
     assert images.names() == ["a.jpg", "b c.jpg"] and images.targets.tolist() == [0, 12]
+    assert [images.name(0), images.path(1)] == ["a.jpg", tmp_path / "b c.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -85,14 +95,24 @@ def test_any_white_space_between_path_and_label(tmp_path, text):
         ("a.jpg 0\nb.jpg one\n", "line 2"),
         ("a.jpg -1\n", "line 1"),
         ("a.jpg 1.5\n", "line 1"),
+        ("a.jpg 99999999\n", "of 7 digits at most"),
+        ("a.jpg " + "9" * 5000, "line 1"),
+        ("x" * 100_000, "line 1"),
         ("", "is empty"),
         ("\n\n", "is empty"),
     ],
 )
 def test_wrong_lists_name_the_line(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         ImageList.read(tmp_path / "list.txt", tmp_path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_labels_of_seven_digits_take_no_memory_to_refuse(folder, tmp_path):
+    (tmp_path / "train.txt").write_text("a.png 0\nb.png 9999999\n")
+    with pytest.raises(UserError, match="has no image of class 1: labels must run from 0"):
+        make(folder, train_list=str(tmp_path / "train.txt"))
 
 
 def test_missing_list_and_labels_out_of_range(folder, tmp_path):
@@ -142,8 +162,11 @@ def test_a_broken_image_stops_and_is_named_or_is_left_out(folder, tmp_path, work
     data = (folder / "train" / "class 0" / "0.png").read_bytes()
     (folder / "broken.png").write_bytes(data[: len(data) // 2])
     train_list = broken_list(folder, tmp_path, "broken.png")
-    with pytest.raises(UserError, match=r"broken\.png cannot be decoded"):
-        list(make(folder, train_list=train_list, num_workers=workers))
+    loader = make(folder, train_list=train_list, num_workers=workers)
+    for batches in (loader, loader.with_test_images(loader.train_images).test_batches()):
+        with pytest.raises(UserError, match=r"^The image .*broken\.png cannot be decoded .*: mend") as caught:
+            list(batches)
+        assert "Traceback" not in str(caught.value)
     batches = list(make(folder, train_list=train_list, num_workers=workers, on_bad_image="skip"))
     assert sum(len(target) for _, target in batches) == sum(COUNTS)
 
@@ -388,6 +411,10 @@ def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     assert "averaged_views" not in predicted
     options = Options({**test_time, "averaged_views": 2}, last, output=tmp_path / "views", images=folder / "test")
     assert script("predict_folder").main(options)["averaged_views"] == 2
+    options = Options(checkpoint=last, output=tmp_path / "recommended", images=folder / "test")
+    recommended = script("predict_folder").main(options)
+    assert recommended["aggregator"]["type"] == "PriorAggregator" and recommended["averaged_views"] == 4
+    assert len(recommended["learning"]["prior"]) == 3 and recommended["weights"] is None
     averaged = pd.read_csv(tmp_path / "views" / "predictions.csv")
     assert (averaged["path"] == table["path"]).all() and (averaged["probability"] != table["probability"]).any()
     assert table["probability"].between(1 / 3, 1).all() and sum(predicted["weights"]) == pytest.approx(1)
@@ -404,6 +431,69 @@ def test_predicting_a_folder_without_images(digits_run, folder, tmp_path):
 def test_images_in_both_lists_are_warned_of(folder, capsys):
     make(folder, test_list=str(folder / "train.txt"))
     assert "21 images are in both" in capsys.readouterr().out
+
+
+OVERLAPS = {
+    "the same, written otherwise": "./train/class 0/0.png 0",
+    "by dots": "test/../train/class 0/0.png 0",
+    "by its absolute path": "{folder}/train/class 0/0.png 0",
+    "through a link": "link/class 0/0.png 0",
+    "with two strokes": "train//class 0/0.png 0",
+}
+
+
+@pytest.mark.parametrize("line", OVERLAPS.values(), ids=OVERLAPS)
+def test_an_image_in_two_lists_is_noticed_however_it_is_written(folder, tmp_path, line, capsys):
+    if not (folder / "link").exists():
+        (folder / "link").symlink_to("train")
+    lines = (folder / "test.txt").read_text() + line.format(folder=folder) + "\n"
+    (tmp_path / "test.txt").write_text(lines)
+    make(folder, test_list=str(tmp_path / "test.txt"))
+    text = capsys.readouterr().out
+    assert "1 images are in both" in text and "train/class 0/0.png: accuracy will be too high" in text
+    assert text.count("images are in both") == 1
+    (tmp_path / "test.txt").write_text(lines.replace(".png 0", ".png 1").replace("test/class", "test//class"))
+    make(folder, test_list=str(tmp_path / "test.txt"))
+    assert "train/class 0/0.png, 1 of them with two labels: accuracy" in capsys.readouterr().out
+
+
+def test_the_published_way_to_list_is_not_remarked_on(folder, capsys):
+    make(folder)
+    make(folder, val_list=str(folder / "test.txt"))  # validation by test images, as with iNaturalist
+    assert "image" not in capsys.readouterr().out
+
+
+def test_validation_images_that_were_trained_on_or_are_tested(folder, tmp_path, capsys):
+    make(folder, val_list=str(folder / "train.txt"))
+    text = capsys.readouterr().out
+    assert "21 images are in both" in text and "will be chosen by images that were trained on" in text
+    (tmp_path / "val.txt").write_text((folder / "test.txt").read_text().splitlines()[3] + "\n")
+    make(folder, val_list=str(tmp_path / "val.txt"))
+    assert "the best checkpoint will be chosen by test images" in capsys.readouterr().out
+
+
+def test_an_image_twice_in_a_list(folder, tmp_path, capsys):
+    lines = (folder / "train.txt").read_text()
+    (tmp_path / "train.txt").write_text(lines + "train/class 0/1.png 0\n./train/class 0/1.png 0\n")
+    make(folder, train_list=str(tmp_path / "train.txt"))
+    text = capsys.readouterr().out
+    assert "train.txt has 1 images more than once" in text and "two labels" not in text
+    (tmp_path / "train.txt").write_text(lines + "train/class 0/1.png 2\n")
+    make(folder, train_list=str(tmp_path / "train.txt"))
+    assert "1 of them with two labels, such as" in capsys.readouterr().out
+
+
+def test_names_that_are_no_utf8(folder, tmp_path):
+    name = os.path.join(os.fsencode(tmp_path), b"caf\xe9 \xff.png")
+    make_image(0, 1).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", name)
+    images = list_folder(tmp_path)
+    assert list(images.raw_names()) == [b"caf\xe9 \xff.png"] and images.path(0).exists()
+    ((batch, _),) = make(folder).with_test_images(tmp_path).test_batches()
+    assert len(batch) == 1
+    run = types.SimpleNamespace(path="last.pth", sha256="", epoch=1, selected_by="")
+    predictions = Predictions(images.names(), torch.zeros(1, 2), ["a", "b"], {}, run)
+    assert os.fsencode(predictions.table().to_csv(index=False)).splitlines()[1].startswith(b"caf\xe9 \xff.png,")
 
 
 def test_class_names(folder, tmp_path):

@@ -7,10 +7,12 @@ from conftest import ROOT
 from data_loader.data_loaders import ListDataLoader
 from trainer.build import aggregator_maker, build_loss, build_network, parameter_groups
 from trainer.command_line import parse
+from trainer.jobs import RECOMMENDED
 from trainer.registry import COMPONENTS, make_config
 from trainer.training import training_config
 from utils.errors import UserError
 from utils.parse_config import fits, merge, override, parse_assignment, read_json
+from utils.seed import epoch_generator, seed_everything
 
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))
 TADE = "config_cifar100_ir100_tade.json"
@@ -202,3 +204,61 @@ def test_components_are_what_their_modules_publish():
         if isinstance(component, dict):
             assert component and all(callable(c) for c in component.values()), section
     assert Path(ROOT / "configs" / TADE).exists()
+
+
+def test_every_data_set_has_its_recommended_config():
+    published = sorted((ROOT / "configs").glob("test_time_*_tade.json"))
+    assert len(published) == 9
+    for path in [*published, ROOT / "configs" / "test_time_custom_example.json"]:
+        recommended = read_json(path.with_name(f"{path.stem.removesuffix('_tade')}_prior.json"))
+        assert {key: recommended[key] for key in RECOMMENDED} == RECOMMENDED
+        assert recommended["name"] != read_json(path)["name"] and recommended["seed"] == read_json(path)["seed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"seed": ' + "9" * 5000 + "}", "a number in it has too many digits"),
+        ('{"a": ' + "[" * 40 + "]" * 40 + "}", "nested too deeply"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"name": "a\\u0000b"}', "holds a character that cannot be printed"),
+        ('{"a\\nb": 1}', "holds a character that cannot be printed"),
+        ('{"name": "\\ud800"}', "holds a character that cannot be printed"),
+    ],
+)
+def test_what_no_config_holds(tmp_path, text, message):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_json(tmp_path / "c.json")
+    assert len(str(caught.value)) < 500
+    with pytest.raises(UserError, match=message):
+        parse_assignment(f"arch={text}")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("seed", 2**64), ("seed", 10**400), ("optimizer;args;lr", 10**400), ("trainer;epochs", -(2**63) - 1)],
+)
+def test_numbers_of_any_length_are_refused(config, path, value):
+    with pytest.raises(UserError, match=r"must lie between -2\^63 and 2\^63|must be of type float"):
+        make_config(merge(config, {path: value}))
+    assert make_config(merge(config, {"seed": 2**63 - 1}))["seed"] == 2**63 - 1
+
+
+def test_the_largest_seed_seeds():
+    seed_everything(2**63 - 1)
+    assert torch.rand(1, generator=epoch_generator(2**63 - 1, 1)) >= 0
+
+
+def test_numbers_of_views_have_an_end(config):
+    with pytest.raises(UserError, match="averaged_views must be at most 10000"):
+        make_config({**config, "averaged_views": 10**9})
+
+
+def test_long_values_are_shown_in_part(config):
+    with pytest.raises(UserError) as caught:
+        make_config({**config, "n_gpu": "x" * 10_000})
+    assert len(str(caught.value)) < 500
+    with pytest.raises(UserError) as caught:
+        make_config({**config, "x" * 10_000: 1})
+    assert len(str(caught.value)) < 1000

@@ -51,7 +51,8 @@ def make(kind=PriorAggregator, carried=CARRIED, log_prior=None, **options):
 
 
 def fitted(logits, kind=PriorAggregator, **options):
-    aggregator = make(kind, **options)
+    """From logits alone, and not looking for a bias."""
+    aggregator = make(kind, **({"debias": False} if kind is PriorAggregator else {}), **options)
     aggregator.fit(logits)
     return aggregator
 
@@ -119,11 +120,19 @@ def test_the_grid_is_fine_enough():
     s = torch.linspace(0, 1, 2001, dtype=torch.float64)
     log_q = (s[:, None] * PI.double().log()).log_softmax(dim=1)
     likelihood = torch.stack([torch.logsumexp(u.double() + row, dim=1).sum() for row in log_q])
-    aggregator = fitted(u[:, None] + CARRIED, classwise=False)
+    aggregator = fitted(u[:, None] + CARRIED, classwise=False, skew_scale=1e6)
     assert aggregator.skew == pytest.approx(float(s[likelihood.argmax()]), abs=1e-3)
     best, h = int(likelihood.argmax()), 20
     curvature = (2 * likelihood[best] - likelihood[best - h] - likelihood[best + h]) / float(s[h]) ** 2
     assert aggregator.skew_error == pytest.approx(float(curvature) ** -0.5, rel=0.01)
+
+
+def test_few_images_draw_the_skew_to_zero():
+    logits, _ = expert_logits(skewed(0.8), 20, signal=1.5)
+    free, drawn = fitted(logits, skew_scale=1e6, classwise=False), fitted(logits, classwise=False)
+    belief = 0.25 / (0.25 + free.skew_error**2)
+    assert belief < 0.9 and drawn.skew == pytest.approx(belief * free.skew)
+    assert drawn.skew_error == pytest.approx(belief**0.5 * free.skew_error)
 
 
 # Class by class
@@ -149,7 +158,7 @@ def test_priors_that_follow_training_need_no_classes():
 
 def test_the_deviations_maximize_the_posterior():
     logits, _ = expert_logits(skewed(1.0).flip(0)[torch.randperm(CLASSES)], 1000)
-    aggregator = make(class_noise=0.0)
+    aggregator = make(class_noise=0.0, debias=False)
     aggregator.fit(logits)
     assert aggregator.kappa == 1  # nothing is held back
     z, log_q = aggregator.z, aggregator.log_test_prior
@@ -204,7 +213,7 @@ def test_any_number_of_experts_and_any_images(kind, experts):
     torch.testing.assert_close(aggregator.predict(logits[order]), scores[order])
     torch.testing.assert_close(aggregator.predict(logits[:1]), scores[:1])
     assert aggregator.predict(logits[:0]).shape == (0, CLASSES)
-    assert aggregator.needs == ({"views"} if kind is PriorAggregator and experts > 1 else set()) and aggregator.finished
+    assert aggregator.needs == ({"views"} if kind is PriorAggregator else set()) and aggregator.finished
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -229,7 +238,7 @@ def test_many_classes_make_no_array_of_images_by_classes_squared():
 def test_a_stream_that_forgets_nothing_learns_what_fit_learns():
     shuffled = skewed(1.2)[torch.randperm(CLASSES, generator=torch.Generator().manual_seed(1))]
     logits, _ = expert_logits(shuffled, 1000, signal=2.0)
-    whole, stream = fitted(logits), make()
+    whole, stream = fitted(logits), make(debias=False)
     for batch in logits.split(250):
         stream.update(batch)
     assert stream.skew == pytest.approx(whole.skew, abs=1e-4)
@@ -331,12 +340,38 @@ def test_few_images_leave_the_bias_at_zero():
     assert 0.25 < many["bias"] < 0.6 and many["bias_standard_error"] < 0.1
 
 
-def test_a_calibration_leaves_no_bias_to_look_for():
-    assert make().needs == {"views"} and not make(calibration=[0.8, -0.2, 0.0]).needs and not make(debias=False).needs
-    assert not make(log_prior=torch.zeros(CLASSES)).needs  # equally frequent classes have no skew
-    assert not make(carried=PI.log()[None]).needs  # a plain network: stability misleads there
+def test_when_there_is_no_bias_to_look_for():
+    assert make().finds_bias and not make(debias=False).finds_bias
+    assert not make(calibration=[0.8, -0.2, 0.0]).finds_bias
+    assert not make(log_prior=torch.zeros(CLASSES)).finds_bias  # equally frequent classes have no skew
+    assert not make(carried=PI.log()[None]).finds_bias  # a plain network: stability misleads there
+    for options, needs in (({}, True), ({"classwise": False}, True), ({"classwise": False, "debias": False}, False)):
+        assert make(**options).needs == ({"views"} if needs else set())
     calibrated, logits, _ = unbiased(0.6, 0.5, 500, calibration=[1.0, 0.5, 0.0])
     assert calibrated.report()["bias"] == 0 and calibrated.skew == pytest.approx(0.6, abs=0.1)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_frequent_classes_are_told_from_those_that_hard_images_look_like(shifted):
+    generator = torch.Generator().manual_seed(3)
+    deviations = 1.5 * torch.randn(CLASSES, generator=generator)
+    uniform = torch.full((CLASSES,), 1 / CLASSES)
+    u, targets = likelihood_logits(deviations.softmax(dim=0) if shifted else uniform, 4000, signal=2.0)
+    looks_like = uniform if shifted else deviations.softmax(dim=0)  # what a hard image looks like
+    hard = torch.rand(4000, generator=generator) < 0.3
+    scores = torch.where(hard[:, None], likelihood_logits(looks_like, 4000, signal=2.0, seed=8)[0], u)
+    harder = torch.rand(4000, generator=generator) < 0.4  # a view hides what tells some more images apart
+    view = torch.where(harder[:, None], likelihood_logits(looks_like, 4000, signal=2.0, seed=9)[0], scores)
+    with_views, without = (
+        make(carried=torch.zeros(1, CLASSES), calibration=[1.0, 0, 0], class_noise=0.2) for _ in range(2)
+    )
+    with_views.fit(scores[:, None], [(view[:, None], view[:, None])])
+    without.fit(scores[:, None])
+    right = [(a.predict(scores[:, None]).argmax(dim=1) == targets).double().mean() for a in (with_views, without)]
+    if shifted:
+        assert with_views.kappa == without.kappa > 0.3 and right[0] == right[1]
+    else:
+        assert with_views.kappa == 0 and without.kappa > 0.3 and right[0] > right[1]
 
 
 def test_the_class_wise_part_knows_the_bias():
@@ -367,6 +402,38 @@ def test_a_stream_with_views_ends_where_the_whole_set_does():
         small.update(logits[part], (views[0][part], views[1][part]))
     assert small.gauge_kept.rows.shape == (100, len(small.grid) + 1)
     assert whole.beta_error < small.beta_error
+
+
+def test_a_stream_that_forgets_remembers_the_bias():
+    """It is the network's: what was learned before the class mix turned says more than the last images alone."""
+    off, wide = [], {"bias_center": 0.0, "bias_scale": 0.4}
+    for seed in (0, 10):
+        stream = make(carried=torch.zeros(1, CLASSES), forgetting=0.99, classwise=False, **wide)
+        for turn, truth in enumerate((-0.8, 0.0, 0.8)):
+            logits, *views, _ = biased_images(truth, -0.5, 800, seed=seed + turn)
+            for part in torch.arange(800).split(50):
+                stream.update(logits[part], (views[0][part], views[1][part]))
+        alone = unbiased(0.8, -0.5, 800, seed=seed + 2, **wide)[0]
+        off.append([(abs(a.skew - 0.8), abs(a.report()["bias"] + 0.5)) for a in (stream, alone)])
+        assert stream.report()["bias_standard_error"] < 0.1 < alone.report()["bias_standard_error"]
+    assert all(s1 < 0.5 * s2 and b1 < 0.6 * b2 for (s1, b1), (s2, b2) in off)
+
+
+@pytest.mark.parametrize("forgetting", [0.99, 1.0])
+def test_equal_views_say_nothing_of_the_bias(forgetting):
+    logits, _ = expert_logits(skewed(-0.5), 2000)
+    stream = make(forgetting=forgetting)
+    for batch in logits.split(500):
+        stream.update(batch, (batch, batch))
+    assert stream.report()["bias"] == pytest.approx(-0.2, abs=0.01)  # its prior's mean
+
+
+def test_of_one_moment_the_bias_of_a_turning_stream_is_that_of_a_whole_set():
+    for truth, bias in ((0.6, 0.5), (-0.4, -0.3)):
+        whole = unbiased(truth, bias, 2000)[0].report()
+        moment = unbiased(truth, bias, 2000, forgetting=0.99)[0].report()
+        for key in ("bias", "bias_standard_error", "skew"):
+            assert moment[key] == pytest.approx(whole[key], abs=0.01)
 
 
 def test_asymmetry_of_one_image():
@@ -569,7 +636,7 @@ class Spy(PriorAggregator):
 
     def __init__(self, expert_log_priors, log_prior):
         self.seen = []
-        super().__init__(expert_log_priors, log_prior, debias=False)
+        super().__init__(expert_log_priors, log_prior, debias=False, classwise=False)
 
     def fit(self, *arguments, **named):
         self.seen.append((arguments, named))
@@ -620,8 +687,9 @@ def test_no_aggregator_has_a_place_for_labels_but_what_says_so():
 def test_what_is_refused():
     for options, message in (
         ({"class_noise": -1}, "class_noise must be at least 0"),
-        ({"bound": 0}, "bound and bias_scale positive"),
-        ({"bias_scale": 0}, "bound and bias_scale positive"),
+        ({"bound": 0}, "bound, bias_scale and skew_scale positive"),
+        ({"skew_scale": 0}, "bound, bias_scale and skew_scale positive"),
+        ({"bias_scale": 0}, "bound, bias_scale and skew_scale positive"),
         ({"buffer": 0}, "buffer at least 1"),
         ({"forgetting": 0.0}, "forgetting must be above 0"),
         ({"forgetting": 1.1}, "forgetting must be above 0"),

@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 
 from trainer.results import CheckpointRecord, DistributionResult, Results, save_results
+from trainer.run_folder import create_results_dir, job_of
+from utils.errors import UserError
 from utils.report import REPORTS, console_table, figures, markdown_table
 
 ENTRY = {
@@ -93,3 +95,26 @@ def test_learned_weights_stand_beside_equal_ones():
 
 def test_no_figure_of_a_single_distribution():
     assert figures(RESULTS.table().head(1)) == {}
+
+
+def test_evaluating_again_leaves_nothing_of_before(tmp_path):
+    save_results(RESULTS, tmp_path, "test_all")
+    assert (tmp_path / "weights.png").exists()
+    plain = results()
+    plain.distributions = {"uniform": plain.distributions["uniform"]}
+    (tmp_path / "notes.txt").write_text("mine")
+    save_results(plain, tmp_path, "test_all")
+    kept = {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.")}
+    assert kept == {"results.csv", "results.md", "results.json", "notes.txt"}  # no plot of a single distribution
+
+
+def test_one_folder_holds_results_of_one_job(tmp_path):
+    create_results_dir(tmp_path / "last.pth", "test_all", tmp_path / "out")
+    save_results(RESULTS, tmp_path / "out", "test_all")
+    assert job_of(tmp_path / "out") == "test_all"
+    create_results_dir(tmp_path / "last.pth", "test_all", tmp_path / "out")
+    with pytest.raises(UserError, match="holds results of test_all: give another --output for those of test_train"):
+        create_results_dir(tmp_path / "last.pth", "test_train", tmp_path / "out")
+    for text in ("{", "[]", '{"job": 3}', "[" * 10_000):  # whatever is there is replaced
+        (tmp_path / "out" / "results.json").write_text(text)
+        create_results_dir(tmp_path / "last.pth", "test_train", tmp_path / "out")

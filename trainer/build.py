@@ -1,10 +1,13 @@
 """From a checked config to objects: data loader, network, loss, optimizer, aggregator."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
@@ -33,13 +36,22 @@ def build_loader(config: ConfigParser, device: torch.device) -> BaseDataLoader:
     return loader
 
 
-def build_network(config: ConfigParser, num_classes: int, device: torch.device) -> BaseModel:
+def build_network(
+    config: ConfigParser, num_classes: int, device: torch.device, state: Mapping[str, Tensor] | None = None
+) -> BaseModel:
     """The network of the config, on the device.
 
+    Args:
+        config: with the section `arch`.
+        num_classes: of the data.
+        device: where the network goes.
+        state: weights that it is to be filled with; a network of more than twice their size is not built.
+
     Raises:
-        UserError: it has another number of classes than the data.
+        UserError: it has another number of classes than the data, or is much larger than the weights.
     """
-    network = config.build("arch")
+    with SizeLimit(state) if state else nullcontext():
+        network = config.build("arch")
     if network.num_classes != num_classes:
         raise UserError(
             f"arch;args;num_classes is {network.num_classes} and the data has {num_classes} classes: "
@@ -47,6 +59,30 @@ def build_network(config: ConfigParser, num_classes: int, device: torch.device) 
         )
     get_logger().info(f"{network}, on {device}")
     return network.to(device)
+
+
+class SizeLimit(TorchFunctionMode):
+    """In its body, tensors may be made of twice as many elements in all as a state dict has, and a million more.
+
+    The config inside a file of 1 kB can ask for a network that fills the memory: it is refused before it does.
+    """
+
+    MAKERS = {"empty", "zeros", "ones", "full", "rand", "randn"}
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        super().__init__()
+        self.left = 2 * sum(tensor.numel() for tensor in state.values()) + 10**6
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in self.MAKERS:
+            size = args[0] if args and isinstance(args[0], (tuple, list)) else args
+            self.left -= max(1, math.prod(n for n in size if isinstance(n, int)))
+            if self.left < 0:
+                raise UserError(
+                    "The network of the checkpoint's config is much larger than its weights, and does not fit the "
+                    "architecture of the config: use the config it was trained with."
+                )
+        return func(*args, **(kwargs or {}))
 
 
 def build_loss(config: ConfigParser, cls_num_list: Sequence[int]) -> Loss:

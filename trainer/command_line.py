@@ -51,6 +51,7 @@ class Options:
         checkpoint: to go on from, or to evaluate.
         device: see trainer.devices.choose_device.
         run_id: name of a training run's folder, or None for date and time.
+        allow_changes: a resumed run may go on with other data or another training than before.
         output: folder for results, or None for one beside the checkpoint.
         stream: images arrive in batches of `stream_batch`.
         images: folder of images to predict; or the labeled images to calibrate on, a list file or a folder.
@@ -62,6 +63,7 @@ class Options:
     checkpoint: Path | None = None
     device: str | None = None
     run_id: str | None = None
+    allow_changes: bool = False
     output: Path | None = None
     stream: bool = False
     stream_batch: int = STREAM_BATCH
@@ -87,12 +89,13 @@ def parse(
         description: shown by --help.
         arguments: instead of sys.argv.
         training: the script trains; otherwise it needs a checkpoint.
-        adapting: the script adapts to test images; it needs -c as well.
+        adapting: the script adapts to test images; it needs -c as well, unless it predicts.
         predicting: the script asks for a folder of images.
         calibrating: the script fits a calibration, which goes beside the checkpoint.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-c", "--config", type=Path, metavar="JSON", required=adapting, help="config file")
+    needed = adapting and not predicting
+    parser.add_argument("-c", "--config", type=Path, metavar="JSON", required=needed, help="config file")
     parser.add_argument(
         "-r",
         "--resume",
@@ -115,6 +118,9 @@ def parse(
     )
     if training:
         parser.add_argument("--run_id", help="name of this run's folder (default: date and time)")
+        parser.add_argument(
+            "--allow_changes", action="store_true", help="with -r: go on even with other data, seed, loss, ..."
+        )
         parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
     elif not calibrating:
         parser.add_argument("-o", "--output", type=Path, help="folder for results (default: beside the checkpoint)")

@@ -1,6 +1,9 @@
 """What the scripts do: each job from plain options to files, a table on the console and the content of the results."""
 
 import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from trainer.adaptation import adapt, new_aggregator
@@ -11,18 +14,28 @@ from trainer.evaluation import evaluate, evaluate_test_set
 from trainer.given_prior import with_prior
 from trainer.loaded_run import LoadedRun, load_run
 from trainer.prediction import predict
+from trainer.registry import make_config
 from trainer.results import Predictions, save_results
 from trainer.run_folder import results_folder
 from trainer.training import train
 from utils import distributed
-from utils.checkpoint import write_atomically
+from utils.checkpoint import write_together
 from utils.errors import UserError
 from utils.logger import get_logger
+
+#: What adapts where nobody has chosen: configs/test_time_*_prior.json say the same.
+RECOMMENDED = {"averaged_views": 4, "aggregator": {"type": "PriorAggregator", "args": {}}}
 
 
 def run_train(options: Options) -> dict:
     """Returns the last epoch's values and the paths of the checkpoints."""
-    return train(options.config, resume=options.checkpoint, device=options.device, run_id=options.run_id)
+    return train(
+        options.config,
+        resume=options.checkpoint,
+        device=options.device,
+        run_id=options.run_id,
+        allow_changes=options.allow_changes,
+    )
 
 
 def run_test(options: Options) -> dict:
@@ -60,12 +73,13 @@ def run_test_train(options: Options) -> dict:
 def run_predict_folder(options: Options) -> dict:
     """Predict the images of a folder.
 
-    Writes predictions.csv (path, class, probability) and weights.json (what was learned).
+    Writes predictions.csv (path, class, probability) and weights.json (what was learned). Where neither the options nor
+    the checkpoint name an aggregator, it is RECOMMENDED.
 
     Returns:
         The content of weights.json.
     """
-    run = open_run(options)
+    run = open_run(options, RECOMMENDED)
     check_adaptation(run, options)
     run.loader.with_test_images(options.images)
     with results_folder(options.checkpoint, "predict", options.output) as folder:
@@ -88,8 +102,11 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
         record["calibration"] = predictions.calibration
     if run.mild_views:
         record["averaged_views"] = run.averaged_views
-    write_atomically(folder / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
-    write_atomically(folder / "weights.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    written = {
+        "predictions.csv": os.fsencode(table.to_csv(index=False, float_format="%.4f")),
+        "weights.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
+    }
+    write_together(folder, written)
     weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])
     get_logger().info(
         f"{len(table)} images" + (f", expert weights {weights}" if weights else "") + ". Most frequent classes:\n"
@@ -108,12 +125,12 @@ def check_adaptation(run: LoadedRun, options: Options) -> None:
 
 
 def run_calibrate(options: Options) -> dict:
-    """Fit a calibration on labeled images, and put it beside the checkpoint.
+    """Fit a calibration on labeled images and put it beside the checkpoint; views as RECOMMENDED unless told otherwise.
 
     Returns:
         The content of NAME.calibration.json.
     """
-    run = open_run(options)
+    run = open_run(options, RECOMMENDED)
     record = run.calibrate(options.images)
     path = calibration_path(options.checkpoint)
     distributed.by_first_process(lambda: save_calibration(record, path))
@@ -126,6 +143,9 @@ def run_calibrate(options: Options) -> dict:
     return record.to_json()
 
 
-def open_run(options: Options) -> LoadedRun:
+def open_run(options: Options, default: Mapping[str, object] | None = None) -> LoadedRun:
+    """The run of the options; sections of `default` count where neither they nor the checkpoint have an aggregator."""
     run = load_run(options.checkpoint, options.device, options.config)
+    if default and "aggregator" not in run.config:
+        run = replace(run, config=make_config({**default, **run.config.config}))
     return run if options.prior is None else with_prior(run, options.prior)

@@ -18,6 +18,7 @@ from tade import Aggregator, Calibration, class_prior
 from tade.priors import EPSILON
 from trainer.build import aggregator_maker, build_loader, build_loss, build_network
 from trainer.calibration import CalibrationRecord, fit_record, stored_calibration
+from trainer.continuity import other_parts
 from trainer.devices import choose_device, parallel
 from trainer.logits import check_finite, expert_logits, mean_logits, selected
 from trainer.registry import log_without_effect, make_config
@@ -232,7 +233,12 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
             f"the config's data has {sum(loader.cls_num_list)} in {loader.num_classes}: use the test "
             "config of the same data set, imbalance ratio and val_fraction."
         )
-    network = build_network(config, loader.num_classes, chosen_device)
+    if parts := other_parts(checkpoint, loader.fingerprint(read_images=False)):
+        get_logger().warning(
+            f"{path} was trained on other images than the config names, as many of each class: their "
+            f"{' and '.join(parts)} differ. Figures are right if the classes are numbered as before."
+        )
+    network = build_network(config, loader.num_classes, chosen_device, checkpoint["model"])
     load_weights(network, checkpoint["model"], path)
     return LoadedRun(
         network=parallel(inference_copy(network, loader.image_size), chosen_device, gpus),
@@ -241,7 +247,11 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
         device=chosen_device,
         config=config,
         checkpoint=CheckpointRecord(
-            str(path), sha256(path), checkpoint.get("epoch"), checkpoint.get("selected_by", "unknown")
+            str(path),
+            sha256(path),
+            checkpoint.get("epoch"),
+            checkpoint.get("selected_by") or "unknown",
+            checkpoint.get("fingerprint"),
         ),
         expert_log_priors=carried_log_priors(config, checkpoint.get("epoch"), loader, network.num_experts),
         log_prior=torch.log(class_prior(loader.cls_num_list) + EPSILON),

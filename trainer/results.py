@@ -24,12 +24,14 @@ class CheckpointRecord:
         sha256: of the file.
         epoch: that it was saved after or in, or None.
         selected_by: why it was kept ("the last so far", "stopped in epoch 3, step 12 of 40", ...).
+        fingerprint: of the training images (BaseDataLoader.fingerprint), or None where it carries none.
     """
 
     path: str
     sha256: str
     epoch: int | None
     selected_by: str
+    fingerprint: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -122,7 +124,8 @@ class Results:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Results":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`; also takes the content of results.json, which says its job as well."""
+        content = {key: value for key, value in content.items() if key != "job"}
         distributions = {name: DistributionResult.from_json(d) for name, d in content["distributions"].items()}
         checkpoint = CheckpointRecord(**content["checkpoint"])
         return cls(**{**content, "checkpoint": checkpoint, "distributions": distributions})
@@ -169,7 +172,7 @@ def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
     Returns:
         The content of results.json.
     """
-    content, table = results.to_json(), results.table()
+    content, table = {"job": job, **results.to_json()}, results.table()
     files = distributed.by_first_process(lambda: write_reports(folder, content, table))
     checkpoint = results.checkpoint
     get_logger().info(

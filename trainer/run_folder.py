@@ -11,6 +11,7 @@ from utils.checkpoint import load_checkpoint, whole_epochs, write_atomically
 from utils.errors import UserError
 from utils.lock import NAME as LOCK
 from utils.lock import locked
+from utils.logger import get_logger
 from utils.parse_config import ConfigParser
 from utils.report import make_folder
 
@@ -30,13 +31,18 @@ def choose_run_dir(
         checkpoint: its content.
         run_id: name of the folder; None for date and time.
     """
+    name = Path(config["name"])
+    if not name.parts or name.is_absolute() or ".." in name.parts:
+        raise UserError(f'"name" in the config is "{name}": give the name of a folder below save_dir.')
     new = save_dir / config["name"] / (run_id or datetime.now().strftime("%m%d_%H%M%S"))
     goes_on = False
     if checkpoint and resume and not run_id and (resume.parent / "config.json").exists():
         before = checkpoint.get("config") or {}
         last = resume.parent / "last.pth"
-        further = last.exists() and last != resume and _progress(load_checkpoint(last)) > _progress(checkpoint)
-        moved = (before.get("name"), before.get("trainer", {}).get("save_dir")) != (
+        further = last != resume and _progress_of(last) > _progress(checkpoint)
+        section = before.get("trainer")
+        save_dir = section.get("save_dir") if isinstance(section, Mapping) else None
+        moved = (before.get("name"), save_dir) != (
             config["name"],
             config["trainer"].get("save_dir"),
         )
@@ -47,6 +53,17 @@ def choose_run_dir(
 def _progress(checkpoint: Mapping) -> tuple[int, int]:
     """How far a run was: whole epochs, steps of the next one."""
     return whole_epochs(checkpoint), (checkpoint.get("mid_epoch") or {"step": 0})["step"]
+
+
+def _progress_of(last: Path) -> tuple[int, int]:
+    """How far a last.pth has come; nothing where there is none, or a damaged one, which then is replaced."""
+    if not last.exists():
+        return 0, 0
+    try:
+        return _progress(load_checkpoint(last))
+    except UserError as error:
+        get_logger().warning(f"{error} It will be replaced.")
+        return 0, 0
 
 
 @contextmanager
@@ -89,17 +106,30 @@ def results_folder(checkpoint: Path, job: str, output: Path | None = None) -> It
     processes enter it, and the first one writes there.
 
     Raises:
-        UserError: it cannot be created, or another evaluation is at work in it.
+        UserError: it cannot be created, holds results of another job, or another evaluation is at work in it.
     """
     folder = output or results_dir(checkpoint, job)
     with ExitStack() as stack:
 
         def open_folder() -> None:
             make_folder(folder)
+            other = job_of(folder)
+            if other not in (None, job):
+                raise UserError(f"{folder} holds results of {other}: give another --output for those of {job}.")
             stack.enter_context(locked(folder, "choose another --output"))
 
         distributed.by_first_process(open_folder)
         yield folder
+
+
+def job_of(folder: Path) -> str | None:
+    """The job whose results a folder holds; None where there are none, or of an earlier version."""
+    try:
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    job = content.get("job") if isinstance(content, dict) else None
+    return job if isinstance(job, str) else None
 
 
 def results_dir(checkpoint: Path, job: str) -> Path:

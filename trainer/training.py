@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from base.base_trainer import TrainerOptions
 from model.freeze import freeze
 from model.sync_batchnorm import synchronize_batch_norm
 from trainer.build import (
@@ -15,6 +16,7 @@ from trainer.build import (
     load_start_weights,
     parameter_groups,
 )
+from trainer.continuity import check_continuity
 from trainer.devices import choose_device, device_name
 from trainer.precision import choose_precision
 from trainer.registry import TRAINERS, log_without_effect, make_config
@@ -56,8 +58,9 @@ def precision_so_far(checkpoint: Mapping | None) -> str | None:
     """The precision that a run was trained in up to its checkpoint; None for a new run."""
     if checkpoint is None:
         return None
-    written = config_of(checkpoint).get("trainer", {}).get("precision", "fp32")  # before "auto" there was no record
-    return checkpoint.get("precision", written)
+    section = config_of(checkpoint).get("trainer")
+    written = section.get("precision", "fp32") if isinstance(section, Mapping) else "fp32"
+    return checkpoint.get("precision", written)  # before "auto" there was no record
 
 
 def train(
@@ -66,6 +69,7 @@ def train(
     resume: Path | str | None = None,
     device: str | None = None,
     run_id: str | None = None,
+    allow_changes: bool = False,
 ) -> dict:
     """Train as a config says.
 
@@ -75,6 +79,8 @@ def train(
         resume: checkpoint to go on from.
         device: "cpu", "cuda", "cuda:1", GPU numbers such as "0,1"; None for CUDA if present.
         run_id: name of the run's folder; None for date and time.
+        allow_changes: with `resume`, go on although other data or another training is asked for than before
+            (trainer/continuity.py says which changes are free).
 
     Returns:
         The last epoch's values, and the paths of the run folder and its checkpoints (BaseTrainer.train).
@@ -94,7 +100,11 @@ def train(
     options.precision = choose_precision(options.precision, chosen_device, precision_so_far(checkpoint))
     loader = build_loader(checked, chosen_device)
     loader.check_shards()
-    network = build_network(checked, loader.num_classes, chosen_device)
+    fingerprint = loader.fingerprint()
+    if checkpoint:
+        check_continuity(checkpoint, resume, checked, loader.cls_num_list, fingerprint, allow_changes)
+    weights = checkpoint["model"] if checkpoint else None
+    network = build_network(checked, loader.num_classes, chosen_device, weights)
     if options.sync_batchnorm and distributed.world_size() > 1:
         synchronize_batch_norm(network)
     criterion = build_loss(checked, loader.cls_num_list).to(chosen_device)
@@ -104,7 +114,9 @@ def train(
     scheduler = checked.build("lr_scheduler", optimizer)
     if checked.get("weights") and not checkpoint:
         load_start_weights(checked, network)
-    run_dir = choose_run_dir(checked, Path(options.save_dir), resume, checkpoint, run_id)
+    asked = merge({} if checkpoint else checked.config, config or {})  # a file does not choose where is written
+    save_dir = asked.get("trainer", {}).get("save_dir", TrainerOptions.save_dir)
+    run_dir = choose_run_dir(checked, Path(save_dir), resume, checkpoint, run_id)
     trainer = TRAINERS[options.type](
         network,
         criterion,
@@ -118,6 +130,7 @@ def train(
             "config": checked.config,
             "cls_num_list": loader.cls_num_list,
             "class_map": loader.class_map,
+            "fingerprint": fingerprint,
             "seed": seed,
             "device": device_name(chosen_device),
         },

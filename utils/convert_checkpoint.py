@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 
 from model.backbones.multi_expert import experts_in
+from trainer.build import SizeLimit
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, load_weights, position, save_checkpoint, sha256, write_atomically
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.parse_config import read_json
 from utils.reference_config import from_reference
+
+LONGEST_LINE = 480  # characters
 
 
 def describe(path: Path) -> str:
@@ -47,7 +50,13 @@ def describe(path: Path) -> str:
         "can be resumed": "yes" if "optimizer" in content and "format" in content else "no, weights alone",
         "not resolved": ", ".join(content.get("foreign", [])) or None,
     }
-    return "\n".join(f"{key + ':':<16}{value}" for key, value in lines.items() if value is not None)
+    return "\n".join(f"{key + ':':<16}{_short(value)}" for key, value in lines.items() if value is not None)
+
+
+def _short(value: object) -> str:
+    """One line of a terminal's width times four at the most, without control characters."""
+    text = printable(str(value))
+    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]} ..."
 
 
 def convert(source: Path, target: Path, to: str | None = None, config_path: Path | None = None) -> str:
@@ -73,7 +82,8 @@ def convert(source: Path, target: Path, to: str | None = None, config_path: Path
     config, _ = from_reference(read_json(config_path) if config_path else content.get("config") or {})
     state, note = content["model"], "The network was not checked: the checkpoint names none; give one with -c."
     if "arch" in config:
-        network = make_config({"arch": config["arch"]}).build("arch")
+        with SizeLimit(state):
+            network = make_config({"arch": config["arch"]}).build("arch")
         surplus = sorted(name for name in state if "expert_help_pred" in name)  # RIDE's expert assignment
         state = {name: tensor for name, tensor in state.items() if name not in surplus}
         load_weights(network, state, source)
@@ -81,7 +91,7 @@ def convert(source: Path, target: Path, to: str | None = None, config_path: Path
     if to == "tade":
         kept = {
             key: content[key]
-            for key in ("cls_num_list", "class_map", "seed", "selected_by", "seconds")
+            for key in ("cls_num_list", "class_map", "fingerprint", "seed", "selected_by", "seconds")
             if key in content
         }
         save_checkpoint(

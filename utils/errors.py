@@ -4,12 +4,30 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text that a terminal shows as it is: control characters, line ends and half characters become escapes.
+
+    >>> printable("a\\x1b[2J\\nb")
+    'a\\\\x1b[2J\\\\nb'
+
+    Args:
+        text: from a file, say.
+        keep: characters to leave as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
-    """Bad input: a file, a config value or an option. Scripts print the message and exit with `status`."""
+    """Bad input: a file, a config value or an option. Scripts print the message, one line, and exit with `status`."""
 
     status = 2
     #: Raised by all processes of a run alike: the first one reports it.
     shared = False
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class Interrupted(UserError):
@@ -43,7 +61,7 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
         valid: the names that would have been right.
     """
     valid = sorted(valid)
-    nearest = get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    nearest = get_close_matches(str(name)[:200], valid, n=1, cutoff=0.5)
     hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
     rest = f" and {len(valid) - SHOWN} more" if len(valid) > SHOWN else ""
-    return UserError(f'Unknown {what} "{name}": {hint}Valid: {", ".join(valid[:SHOWN]) or "none"}{rest}.')
+    return UserError(f'Unknown {what} "{str(name)[:200]}": {hint}Valid: {", ".join(valid[:SHOWN]) or "none"}{rest}.')

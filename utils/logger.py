@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, printable
 
 LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 
@@ -24,7 +24,7 @@ def get_logger(verbosity: int | None = None) -> logging.Logger:
     if not logger.handlers:
         verbosity = 2 if verbosity is None else verbosity
         handler = _TqdmHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Printable("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
     if not distributed.is_main():
@@ -32,6 +32,13 @@ def get_logger(verbosity: int | None = None) -> logging.Logger:
     elif verbosity is not None:
         logger.setLevel(LEVELS.get(verbosity, logging.DEBUG))
     return logger
+
+
+class _Printable(logging.Formatter):
+    """Names from files cannot command a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 class _TqdmHandler(logging.Handler):
@@ -53,7 +60,7 @@ class file_log:
             self.handler = _FileHandler(self.path, encoding="utf-8")
         except OSError as error:
             raise UserError(f"The log {self.path} cannot be written ({error.strerror}): mend that first.") from error
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
         self.logger.addHandler(self.handler)
 
     def __exit__(self, *_) -> None:

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import io
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, distribution_indices
-from data_loader.image_lists import IMAGE_SUFFIXES, ImageList
+from data_loader.image_lists import ImageList, image_files
 from model.metric import shot_groups
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
@@ -123,7 +124,7 @@ def generate(train_list: Path, test_list: Path, out: Path, names: list[str]) -> 
 
 
 def write_list(path: Path, entries: list[tuple[str, int]]) -> None:
-    write_atomically(path, "".join(f"{name} {label}\n" for name, label in entries).encode())
+    write_atomically(path, os.fsencode("".join(f"{name} {label}\n" for name, label in entries)))
 
 
 def check(list_path: Path, data_dir: Path) -> dict:
@@ -167,8 +168,11 @@ def from_folder(folder: Path, out: Path, test_per_class: int, seed: int = 0) -> 
         seed: of the split.
 
     Raises:
-        UserError: fewer than two class folders, or a class without an image left for training.
+        UserError: test_per_class is below 1, a name cannot stand in a list, fewer than two class folders, or a class
+            without an image left for training.
     """
+    if test_per_class < 1:
+        raise UserError(f"--test_per_class must be at least 1, not {test_per_class}.")
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: give the one that holds a folder for each class.")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -180,9 +184,9 @@ def from_folder(folder: Path, out: Path, test_per_class: int, seed: int = 0) -> 
     generator = np.random.RandomState(seed)
     splits: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
     for label, class_folder in enumerate(progress(classes, "classes", unit="class")):
-        names = sorted(
-            p.relative_to(folder).as_posix() for p in class_folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
-        )
+        names = [f"{class_folder.name}/{name}" for name in image_files(class_folder)]
+        for name in names:
+            _check_name(name)
         if len(names) <= test_per_class:
             raise UserError(
                 f"{class_folder} has {len(names)} images, and {test_per_class} of every class go into the "
@@ -194,8 +198,15 @@ def from_folder(folder: Path, out: Path, test_per_class: int, seed: int = 0) -> 
     out.mkdir(parents=True, exist_ok=True)
     for split, entries in splits.items():
         write_list(out / f"{split}.txt", entries)
-    write_atomically(out / "classes.txt", "".join(f"{path.name}\n" for path in classes).encode())
+    write_atomically(out / "classes.txt", os.fsencode("".join(f"{path.name}\n" for path in classes)))
     return {"classes": len(classes), **{split: len(entries) for split, entries in splits.items()}}
+
+
+def _check_name(name: str) -> None:
+    """Raise UserError for a path that a line of a list cannot hold, such as one with a line end."""
+    line = os.fsencode(name)
+    if line.splitlines() != [line] or line.rstrip() != line:
+        raise UserError(f"{name} cannot stand in a list of one image a line: rename it.")
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -216,7 +227,7 @@ def main(arguments: list[str] | None = None) -> dict:
     job.add_argument("folder", type=Path)
     job.add_argument("out", type=Path)
     job.add_argument("--test_per_class", type=int, default=10)
-    job.add_argument("--seed", type=int, default=0)
+    job.add_argument("--seed", type=int, default=0, help="of the split, below 2^32")
     args = parser.parse_args(arguments)
     try:
         if args.job == "import":
@@ -229,6 +240,10 @@ def main(arguments: list[str] | None = None) -> dict:
             result = from_folder(args.folder, args.out, args.test_per_class, args.seed)
     except ValueError as error:
         raise UserError(f"{error}.") from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be used ({error.strerror}): mend its permissions, or give another."
+        ) from error
     for name, value in result.items():
         get_logger().info(f"{name:<45} {value}")
     return result

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from utils.errors import UserError, unknown
 
+DEEPEST = 32  # brackets in one another in a config
+MOST_VIEWS = 10_000
+LARGEST = 2**63 - 1  # whole number
 SIMPLE_KEYS = {
     "name": str,
     "n_gpu": int,
@@ -75,6 +78,20 @@ class ConfigParser:
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise UserError(f'Config section "{section}" ({constructor.__name__}): {error}.') from error
 
+    def complete(self) -> dict:
+        """A copy of the config in which every section has the arguments that it leaves out, by their defaults."""
+        completed = deepcopy(self.config)
+        for section in self.components.keys() & self.config.keys() - {"metrics"}:
+            constructor, given = self._resolve(section)
+            parameters = inspect.signature(constructor).parameters.items()
+            defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
+            arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in {**defaults, **given}.items()}
+            if isinstance(self.components[section], Mapping):
+                completed[section]["args"] = arguments
+            else:
+                completed[section] = arguments
+        return completed
+
     def _resolve(self, section: str) -> tuple[Callable, dict]:
         component, content = self.components[section], self[section]
         if not isinstance(component, Mapping):
@@ -101,6 +118,8 @@ class ConfigParser:
         for key in ("seed", "averaged_views"):
             if self.get(key, 0) < 0:
                 raise UserError(f"{key} must be at least 0, not {self[key]}.")
+        if self.get("averaged_views", 0) > MOST_VIEWS:
+            raise UserError(f"averaged_views must be at most {MOST_VIEWS}, not {self['averaged_views']}.")
         for section in self.components.keys() - {"metrics"}:
             if section in self.config:
                 constructor, given = self._resolve(section)
@@ -117,7 +136,7 @@ def check_arguments(where: str, constructor: Callable, given: Mapping, supplied:
         UserError: an argument is unknown, missing, or of the wrong type.
     """
     if not isinstance(given, Mapping):
-        raise UserError(f'The arguments of config section "{where}" must be a JSON object, not {json.dumps(given)}.')
+        raise UserError(f'The arguments of config section "{where}" must be a JSON object, not {_shown(given)}.')
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(constructor).parameters.items()
@@ -152,8 +171,9 @@ def fits(value: object, kind: object) -> bool:
     if kind is bool:
         return isinstance(value, bool)
     if kind in (int, float):
-        is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+            return False
+        return abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value)
     if kind is str:
         return isinstance(value, str)
     if origin in (list, tuple, Sequence, Iterable):
@@ -166,7 +186,14 @@ def fits(value: object, kind: object) -> bool:
 
 def _wrong_type(where: str, name: str, value: object, kind: object) -> UserError:
     wanted = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
-    return UserError(f'"{name}" in {where} must be of type {wanted}, not {json.dumps(value, default=str)}.')
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return UserError(f'"{name}" in {where} must lie between -2^63 and 2^63.')
+    return UserError(f'"{name}" in {where} must be of type {wanted}, not {_shown(value)}.')
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def read_json(path: str | Path) -> dict:
@@ -177,7 +204,7 @@ def read_json(path: str | Path) -> dict:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         near = sorted(str(p) for p in path.parent.glob("*.json"))
         hint = f" There are: {', '.join(near)}." if near else ""
@@ -186,6 +213,8 @@ def read_json(path: str | Path) -> dict:
         raise UserError(f"The config file {path} cannot be read: {error}.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be a config: {error}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold one JSON object, the config.")
     return content
@@ -203,6 +232,18 @@ def override(config: dict, path: str, value: object) -> None:
         if not isinstance(config, dict):
             raise UserError(f'Cannot set "{path}": "{";".join(parents[: depth + 1])}" is a value, not a section.')
     config[last] = value
+
+
+def differences(before: Mapping, now: Mapping, path: str = "") -> dict[str, tuple[object, object]]:
+    """The values in which two configs differ: path -> (before, now), each None where it is absent."""
+    found: dict[str, tuple[object, object]] = {}
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= differences(old, new, f"{path}{key};")
+        elif old != new:
+            found[f"{path}{key}"] = (old, new)
+    return found
 
 
 def merge(config: Mapping, changes: Mapping) -> dict:
@@ -226,8 +267,47 @@ def parse_assignment(text: str) -> tuple[str, object]:
     """
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise UserError(f'--set needs KEY;PATH=VALUE, for example --set "optimizer;args;lr=0.05", not "{text}".')
+        raise UserError(f'--set needs KEY;PATH=VALUE, for example --set "optimizer;args;lr=0.05", not "{text[:200]}".')
+    path = path.strip()
     try:
-        return path.strip(), json.loads(value)
-    except json.JSONDecodeError:
-        return path.strip(), value
+        _check_value(path)
+        try:
+            return path, parse_json(value)
+        except json.JSONDecodeError:
+            _check_value(value)
+            return path, value
+    except ValueError as error:
+        raise UserError(f'--set "{path[:100]}" cannot be a value of the config: {error}.') from error
+
+
+def parse_json(text: str) -> object:
+    """Read JSON of the size and depth of a config.
+
+    Raises:
+        json.JSONDecodeError: it is no JSON.
+        ValueError: it is nested too deeply, or holds a number of thousands of digits or a control character.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError):
+            raise
+        raise ValueError("a number in it has too many digits") from None
+    _check_value(content)
+    return content
+
+
+def _check_value(value: object, depth: int = 0) -> None:
+    if depth > DEEPEST:
+        raise ValueError("its brackets are nested too deeply")
+    if isinstance(value, str) and not all(c == " " or c.isprintable() or c in "\t\u200d" for c in value):
+        raise ValueError(f"{ascii(value[:100])} holds a character that cannot be printed")
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_value(key, depth + 1)
+            _check_value(part, depth + 1)
+    elif isinstance(value, list):
+        for part in value:
+            _check_value(part, depth + 1)

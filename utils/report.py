@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.checkpoint import write_atomically
+from utils.checkpoint import write_together
 from utils.errors import UserError
 
 
@@ -103,7 +103,7 @@ REPORTS: dict[str, Callable[[Mapping, pd.DataFrame], bytes | None]] = {
 
 
 def write_reports(folder: Path, content: Mapping, table: pd.DataFrame) -> list[Path]:
-    """Write every report into a folder.
+    """Write every report into a folder, in place of all that were there: plots, too, that there are no more.
 
     Args:
         folder: is created.
@@ -118,10 +118,8 @@ def write_reports(folder: Path, content: Mapping, table: pd.DataFrame) -> list[P
     """
     make_folder(folder)
     contents = {name: report(content, table) for name, report in REPORTS.items()}
-    written = {folder / name: data for name, data in contents.items() if data is not None}
-    for path, data in written.items():
-        write_atomically(path, data)
-    return list(written)
+    write_together(folder, contents)
+    return [folder / name for name, data in contents.items() if data is not None]
 
 
 def png(figure) -> bytes:

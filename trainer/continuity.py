@@ -1,0 +1,92 @@
+"""Whether a resumed run still learns the same from the same data."""
+
+from collections.abc import Mapping
+
+from trainer.registry import make_config
+from utils.errors import UserError
+from utils.logger import get_logger
+from utils.parse_config import ConfigParser, differences
+from utils.reference_config import config_of
+
+#: Values of a config that may change on the way: how long and how fast to learn, where data and runs are, what is
+#: measured. The fingerprint speaks for the lists of training images; the weights and the optimizer's state do for the
+#: network and the optimizer's type.
+FREE = {
+    *("name", "n_gpu", "metrics", "weights", "averaged_views", "aggregator", "trainer", "lr_scheduler", "arch"),
+    "optimizer",
+    *(
+        f"data_loader;args;{name}"
+        for name in (
+            *("batch_size", "num_workers", "on_bad_image", "data_dir", "list_dir", "train_list", "val_list"),
+            *("test_list", "distributions", "class_names"),
+        )
+    ),
+}
+NOT_FREE = {"trainer;mixup_alpha", "trainer;type"}
+#: What a config that does not say means.
+DEFAULTS = {"seed": 1, "freeze": []}
+
+
+def changes(checkpoint: Mapping, config: ConfigParser, counts: list[int], fingerprint: Mapping[str, str]) -> list[str]:
+    """What a run would go on with that differs from what its checkpoint was trained with, in words.
+
+    Args:
+        checkpoint: content of the checkpoint; what it does not carry is not compared.
+        config: of the run that goes on.
+        counts: training images per class, [C].
+        fingerprint: of the training images (BaseDataLoader.fingerprint).
+    """
+    before = config_of(checkpoint)
+    found: list[str] = []
+    try:
+        old = DEFAULTS | make_config(before).complete()
+    except UserError as error:
+        old, found = {}, [f"its config cannot be compared ({error})"]
+    if before and old:
+        for path, (was, now) in differences(old, DEFAULTS | config.complete()).items():
+            if path in NOT_FREE or not any(path == free or path.startswith(f"{free};") for free in FREE):
+                found.append(f"{path} was {was} and is {now}")
+    trained_on = checkpoint.get("cls_num_list")
+    if trained_on and trained_on != list(counts):
+        found.append(
+            f"{sum(trained_on)} training images were in {len(trained_on)} classes and {sum(counts)} are in "
+            f"{len(counts)}, otherwise distributed"
+        )
+    found += [f"the training images' {part} differ" for part in other_parts(checkpoint, fingerprint)]
+    return found
+
+
+def other_parts(checkpoint: Mapping, fingerprint: Mapping[str, str]) -> list[str]:
+    """The parts of the fingerprint ("labels", "paths", "pixels") in which a checkpoint's differs, of those in both."""
+    before = checkpoint.get("fingerprint") or {}
+    return [part for part, digest in fingerprint.items() if before.get(part, digest) != digest]
+
+
+def check_continuity(
+    checkpoint: Mapping,
+    source: object,
+    config: ConfigParser,
+    counts: list[int],
+    fingerprint: Mapping[str, str],
+    allow: bool,
+) -> None:
+    """See that a run goes on as it began.
+
+    Args:
+        checkpoint, config, counts, fingerprint: see `changes`.
+        source: path of the checkpoint.
+        allow: go on all the same, and say what differs.
+
+    Raises:
+        UserError: something differs that makes it another training.
+    """
+    found = changes(checkpoint, config, counts, fingerprint)
+    if not found:
+        return
+    more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
+    what = "; ".join(found[:5]) + more
+    if not allow:
+        raise UserError(
+            f"{source} was trained otherwise: {what}; undo that, or go on all the same with --allow_changes."
+        )
+    get_logger().warning(f"Going on otherwise than {source} was trained: {what}.")
