@@ -37,9 +37,9 @@ lint: env  ## check style, layout, imports and types
 test: lint  ## lint, then run the tests
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-test-slow: env  ## the tests that `make test` leaves out because they last: kills at random moments, 10,000 fuzz cases a test
-	$(BIN)/python -m pytest -m slow -s
+test-slow: env  ## fuzz files, configs and options, damage every byte of a checkpoint; kill trainings at random moments
 	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_hostile_files.py
+	$(BIN)/python -m pytest -m slow -s
 
 clean:  ## remove the environment and caches (not data/ or saved/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage

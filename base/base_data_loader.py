@@ -69,14 +69,6 @@ class BaseDataLoader(ABC):
         self.rank = rank
         self.world_size = world_size
 
-    def fingerprint(self, read_images: bool = True) -> dict[str, str]:
-        """Digests that tell these training images from others, in their order: part ("labels", ...) -> hexadecimal.
-
-        Args:
-            read_images: whether training images may be read for it; without, parts may be left out.
-        """
-        return {}
-
     def check_shards(self) -> None:
         """See that every process can train on its shard of every batch.
 
@@ -95,6 +87,14 @@ class BaseDataLoader(ABC):
                 f"There are {sum(self.cls_num_list)} training images, and a batch has {smallest} at least: give more "
                 "images, or start fewer processes."
             )
+
+    def fingerprint(self, read_images: bool = True) -> dict[str, str]:
+        """Digests that tell these training images from others, in their order: part ("labels", ...) -> hexadecimal.
+
+        Args:
+            read_images: whether training images may be read for it; without, parts may be left out.
+        """
+        return {}
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the order and the augmentation of the next iteration; it leaves out the batches before the first."""

@@ -355,7 +355,7 @@ class BaseTrainer(ABC):
                 has all its epochs.
         """
         progress = checkpoint.get("mid_epoch")
-        needed = {"optimizer", "scheduler", "scaler", "epoch"} | (set() if progress else {"random"})
+        needed = ("optimizer", "scheduler", "scaler", "epoch", *(() if progress else ("random",)))
         if {*needed, "best", "best_epoch"} - checkpoint.keys() or any(checkpoint[key] is None for key in needed):
             raise UserError(
                 f"{path} holds weights alone, so that training cannot go on from it: "
@@ -383,9 +383,8 @@ class BaseTrainer(ABC):
                 self._restore_random(own["random"])
                 self.saved = f"epoch {position(checkpoint)}"
             else:
-                self._restore_random(
-                    self._own(checkpoint.get("random_of_processes", [checkpoint["random"]] * distributed.world_size()))
-                )
+                alike = [checkpoint["random"]] * distributed.world_size()
+                self._restore_random(self._own(checkpoint.get("random_of_processes") or alike))
         except ValueError as error:
             raise UserError(
                 f"{path} was trained with other parameter groups ({error}): keep freeze and optimizer;share_lr as they "

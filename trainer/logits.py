@@ -56,10 +56,12 @@ def check_finite(logits: Tensor, description: str) -> Tensor:
     """
     broken = sum(int((~torch.isfinite(part)).flatten(1).any(dim=1).sum()) for part in torch.split(logits, CHECKED))
     if broken:
-        raise UserError(
+        error = UserError(
             f"The network's logits are not finite for {broken} of {len(logits)} images ({description}): its weights "
             "are damaged or it diverged in training; use another checkpoint."
         )
+        error.shared = True  # of several processes each has all of the logits
+        raise error
     return logits
 
 

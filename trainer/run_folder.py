@@ -50,8 +50,13 @@ def choose_run_dir(
     return distributed.from_first_process(resume.parent if goes_on else new)
 
 
+def _progress(checkpoint: Mapping) -> tuple[int, int]:
+    """How far a run was: whole epochs, steps of the next one."""
+    return whole_epochs(checkpoint), (checkpoint.get("mid_epoch") or {"step": 0})["step"]
+
+
 def _progress_of(last: Path) -> tuple[int, int]:
-    """How far a last.pth has come; nowhere where there is none, or a damaged one, which then is replaced."""
+    """How far a last.pth has come; nothing where there is none, or a damaged one, which then is replaced."""
     if not last.exists():
         return 0, 0
     try:
@@ -59,11 +64,6 @@ def _progress_of(last: Path) -> tuple[int, int]:
     except UserError as error:
         get_logger().warning(f"{error} It will be replaced.")
         return 0, 0
-
-
-def _progress(checkpoint: Mapping) -> tuple[int, int]:
-    """How far a run was: whole epochs, steps of the next one."""
-    return whole_epochs(checkpoint), (checkpoint.get("mid_epoch") or {"step": 0})["step"]
 
 
 @contextmanager

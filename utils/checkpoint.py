@@ -236,6 +236,26 @@ def _random(value: object) -> bool:
     return isinstance(value, dict) and state(value.get("torch")) and _list_of(state)(value.get("cuda", []))
 
 
+def _mid_epoch(value: object) -> bool:
+    def own(part: object) -> bool:
+        return (
+            isinstance(part, dict)
+            and _random(part.get("random"))
+            and all(isinstance(part.get(name), torch.Tensor) for name in ("sums", "mixup"))
+            and part["sums"].shape == (3,)
+            and _whole()(part.get("skipped"))
+        )
+
+    return (
+        isinstance(value, dict)
+        and _whole(1)(value.get("step"))
+        and _whole(value["step"])(value.get("steps"))
+        and _number(value.get("seconds"))
+        and _list_of(own)(value.get("processes"))
+        and bool(value["processes"])
+    )
+
+
 def _text(value: object) -> bool:
     return isinstance(value, str) and len(value) < 10_000
 
@@ -285,8 +305,8 @@ ENTRIES: dict[str, Callable[[object], bool]] = {
     "scheduler": lambda value: isinstance(value, dict) and _whole()(value.get("last_epoch")),
     "scaler": _table,
     "random": _random,
-    "random_of_processes": lambda value: _list_of(_random)(value) and bool(value),
-    "mid_epoch": _is_progress,
+    "random_of_processes": _list_of(_random),
+    "mid_epoch": _mid_epoch,
 }
 
 
