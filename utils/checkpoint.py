@@ -272,19 +272,6 @@ def _json(value: object) -> bool:
     return isinstance(value, (str, int, float, type(None)))
 
 
-def _is_progress(progress: object) -> bool:
-    """Whether this may be the entry "mid_epoch" of a checkpoint."""
-    if progress is None:
-        return True
-    return (
-        isinstance(progress, dict)
-        and all(isinstance(progress.get(key), int) for key in ("step", "steps"))
-        and isinstance(progress.get("processes"), list)
-        and bool(progress["processes"])
-        and all(isinstance(own, dict) for own in progress["processes"])
-    )
-
-
 #: What a checkpoint's entries are; each may also be None.
 ENTRIES: dict[str, Callable[[object], bool]] = {
     "format": _whole(),
