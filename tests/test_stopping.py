@@ -1,7 +1,6 @@
 """Signals, locks, losses that are no numbers, logs that cannot be written: a run in one process."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -253,12 +252,12 @@ def test_skipping_changes_nothing_where_all_is_finite(small_config):
 # --- one sentence ---
 
 
-def test_a_deleted_run_folder_is_one_sentence(small_config, monkeypatch):
+def test_a_run_folder_that_is_gone_is_one_sentence(small_config, monkeypatch):
     small_config["trainer"] |= {"tensorboard": True, "verbosity": 2}
     original = Trainer.validate
 
     def validate(self, epoch):
-        shutil.rmtree(self.run_dir)
+        self.run_dir.rename(self.run_dir.with_name("elsewhere"))
         return original(self, epoch)
 
     monkeypatch.setattr(Trainer, "validate", validate)
