@@ -32,18 +32,23 @@ def main() -> None:
     logits += 0.3 * log_prior
     targets = torch.arange(args.images) % args.classes
     logits[torch.arange(args.images), 0, targets] += 12
+    views = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)), logits.clone()
     print(
-        f"logits {logits.numel() * 4 / 2**30:.2f} GiB, peak before {peak():.2f} GiB, {torch.get_num_threads()} threads"
+        f"logits and views {3 * logits.numel() * 4 / 2**30:.2f} GiB, peak before {peak():.2f} GiB, "
+        f"{torch.get_num_threads()} threads"
     )
     for classwise in (False, True):
-        aggregator = PriorAggregator(torch.zeros(1, args.classes), log_prior, classwise=classwise)
-        start = time.perf_counter()
-        aggregator.fit(logits)
-        print(f"fit, classwise {classwise}: {time.perf_counter() - start:.1f} s, peak {peak():.2f} GiB")
+        for pairs in (None, [views]):
+            aggregator = PriorAggregator(torch.zeros(1, args.classes), log_prior, classwise=classwise)
+            start = time.perf_counter()
+            aggregator.fit(logits, pairs)
+            seconds, what = time.perf_counter() - start, "with" if pairs else "without"
+            print(f"fit, classwise {classwise}, {what} views: {seconds:.1f} s, peak {peak():.2f} GiB")
     stream = PriorAggregator(torch.zeros(1, args.classes), log_prior)
-    for batch in torch.split(logits[: stream.buffer], 64):
+    for first in range(0, stream.buffer, 64):
+        part = slice(first, first + 64)
         start = time.perf_counter()
-        stream.update(batch)
+        stream.update(logits[part], (views[0][part], views[1][part]))
     print(f"update of 64 images, buffer full: {time.perf_counter() - start:.2f} s")
 
 

@@ -4,7 +4,8 @@ images to class probabilities under the test images' own class distribution. Nee
 from tade.aggregator import Aggregator, Views
 from tade.baselines import BBSEAggregator, EMAggregator, MAPEMAggregator
 from tade.calibration import Calibration, fit_calibration
-from tade.prior import GivenPriorAggregator, PriorAggregator, prior_free_logits
+from tade.likelihood import GivenPriorAggregator, prior_free_logits
+from tade.prior import PriorAggregator
 from tade.priors import class_prior, expert_log_priors, inverse_prior
 from tade.stability import StabilityAggregator, prediction_stability, weighted_logits
 

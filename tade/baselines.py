@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tade.aggregator import Views
 from tade.calibration import CHUNK, Calibration
-from tade.prior import LikelihoodAggregator
+from tade.likelihood import LikelihoodAggregator
 from tade.priors import EPSILON
 
 

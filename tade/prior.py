@@ -1,15 +1,16 @@
 """Estimating the test images' own class prior, instead of weighting experts against each other."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tade.aggregator import Aggregator, Views
+from tade.aggregator import Views
 from tade.asymmetry import TurningGauge, find_bias, interpolate, stability_asymmetry
-from tade.calibration import CHUNK, Calibration, as_calibration, standardized
+from tade.calibration import CHUNK, Calibration, standardized
+from tade.likelihood import LikelihoodAggregator
 from tade.priors import EPSILON
 
 GRID = 121  # values of the skew s at which the likelihood is kept
@@ -18,148 +19,6 @@ DEVIATION_STEPS = 200
 LARGEST_DRIFT = -0.05  # correlation of class-wise deviations with the drift of a random view, from which they are noise
 LARGEST_CARRIED = 0.6  # power of pi that an ensemble's logits may carry if the bias is to be found from stability
 SAME = 1e-6  # standard deviation of log pi below which all classes are equally frequent
-
-
-def prior_free_logits(logits: Tensor, expert_log_priors: Tensor) -> Tensor:
-    """u_n(c) = mean over experts of v_ne(c) - log prior_e(c): log p(x_n|c) up to a constant of the image.
-
-    Each expert's logits learn log p(x|y) plus the log prior of what it was trained for (logit adjustment, Menon et al.,
-    ICLR 2021, arXiv 2007.07314; Balanced Softmax, Ren et al., NeurIPS 2020). Without it, all of them estimate the
-    same.
-
-    Args:
-        logits: v, [N, E, C].
-        expert_log_priors: [E, C]; see Aggregator.
-
-    Returns:
-        [N, C]. No further array of the logits' size is made.
-    """
-    return logits.mean(dim=1) - expert_log_priors.mean(dim=0).to(logits)
-
-
-class LikelihoodAggregator(Aggregator):
-    """What aggregators by a test prior q have in common: log p(y|x) = u_y + log q_y - log sum_c q_c exp(u_c).
-
-    u is the prior-free ensemble, calibrated where a calibration is given. A subclass learns `log_test_prior`; before
-    that it is 0, the prior-free ensemble itself.
-
-    Args:
-        expert_log_priors: [E, C], E at least 1; see Aggregator.
-        log_prior: [C]; see Aggregator.
-        calibration: a Calibration or its three numbers [a, b1, b2]; None for none.
-
-    Raises:
-        ValueError: see Aggregator and Calibration.
-    """
-
-    def __init__(
-        self,
-        expert_log_priors: Tensor,
-        log_prior: Tensor,
-        calibration: list[float] | Calibration | None = None,
-    ):
-        super().__init__(expert_log_priors, log_prior)
-        self.calibration = as_calibration(calibration)
-        self.reset()
-
-    def reset(self) -> None:
-        self.log_test_prior = torch.zeros(self.log_prior.shape, dtype=torch.float64)  # [C], up to a constant
-        self.correction = torch.zeros_like(self.log_test_prior)  # [C], added to u: a bias found without labels
-        self.note: str | None = None
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """Calibrated u: [N, E, C] -> [N, C]."""
-        return self.calibration.apply(prior_free_logits(logits.float(), self.expert_log_priors), self.log_prior)
-
-    def likelihoods(self, logits: Tensor) -> Tensor:
-        """p(x|y) over its largest value for the image: [N, E, C] -> [N, C], float32, in 0..1.
-
-        The logits are taken in chunks, so that this is the only array of its size.
-        """
-        result = logits.new_empty(len(logits), logits.shape[2], dtype=torch.float32)
-        size = max(1, CHUNK // max(1, logits.shape[2]))
-        for part, out in zip(torch.split(logits, size), torch.split(result, size), strict=True):
-            u = self.scores(part)
-            torch.exp(u - u.amax(dim=1, keepdim=True), out=out)
-        return result
-
-    def can_learn_from(self, logits: Tensor) -> bool:
-        """Whether all logits are finite; if not, return to the prior-free ensemble and say so."""
-        broken = len(logits) - int(torch.isfinite(logits).all(dim=2).all(dim=1).sum())
-        if broken:
-            self.reset_prior(f"{broken} of {len(logits)} images have logits that are not finite")
-        return not broken
-
-    def reset_prior(self, reason: str) -> None:
-        """Fall back to the prior-free ensemble."""
-        self.log_test_prior = torch.zeros_like(self.log_test_prior)
-        self.correction = torch.zeros_like(self.correction)
-        self.note = f"{reason}: the prior-free ensemble is used instead"
-
-    def predict(self, logits: Tensor) -> Tensor:
-        """See Aggregator.
-
-        Raises:
-            ValueError: a logit is not finite.
-        """
-        if not torch.isfinite(logits).all():
-            raise ValueError("logits must be finite: the network gives values that are not numbers for these images")
-        shift = (self.log_test_prior + self.correction).to(logits.device, torch.float32)
-        return (self.scores(logits) + shift).log_softmax(dim=1)
-
-    @property
-    def prior(self) -> Tensor:
-        """The test prior q, [C], float64, summing to 1."""
-        return self.log_test_prior.softmax(dim=0)
-
-    def report(self) -> dict[str, Any]:
-        """The keys "prior" [C] and "note" of Aggregator, and "calibration": [a, b1, b2]."""
-        return {"prior": self.prior.tolist(), "calibration": self.calibration.numbers, "note": self.note}
-
-
-class GivenPriorAggregator(LikelihoodAggregator):
-    """For those who know the test prior: nothing is learned.
-
-    With the test labels' own shares it is the oracle, a bound and no method.
-
-    Args:
-        expert_log_priors, log_prior, calibration: see LikelihoodAggregator.
-        prior: images or shares of each class, [C], in any unit; a class of 0 is taken as having one in 10^9.
-
-    Raises:
-        ValueError: the prior is missing, has another length, a negative value, or no positive one.
-    """
-
-    def __init__(
-        self,
-        expert_log_priors: Tensor,
-        log_prior: Tensor,
-        calibration: list[float] | Calibration | None = None,
-        prior: Sequence[float] | Tensor | None = None,
-    ):
-        if prior is None:
-            raise ValueError(
-                "GivenPriorAggregator needs the test prior: give prior, the images or shares of each class"
-            )
-        shares = torch.as_tensor(prior, dtype=torch.float64).cpu()
-        if shares.shape != log_prior.shape:
-            raise ValueError(f"prior needs one number for each of {len(log_prior)} classes, not {list(shares.shape)}")
-        if not torch.isfinite(shares).all() or bool((shares < 0).any()) or float(shares.sum()) <= 0:
-            raise ValueError("prior needs finite numbers of at least 0, and one above 0")
-        self.given = shares / shares.sum()
-        super().__init__(expert_log_priors, log_prior, calibration)
-
-    def reset(self) -> None:
-        super().reset()
-        self.log_test_prior = torch.log(self.given + EPSILON)
-
-    def fit(
-        self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        """Nothing to learn."""
-
-    def update(self, logits: Tensor, views: Views | None = None) -> None:
-        """Nothing to learn."""
 
 
 class PriorAggregator(LikelihoodAggregator):
@@ -195,10 +54,10 @@ class PriorAggregator(LikelihoodAggregator):
     A `fit` uses all images it is given, beside what was kept. With forgetting, step 2 forgets nothing, as the bias is
     the network's (`tade.asymmetry.TurningGauge`), and keeps [5, GRID] instead.
 
-    Cost: `fit` makes one float32 array [N, C], multiplies it by [C, GRID] once, and reads it twice for each LBFGS
-    evaluation (at most DEVIATION_STEPS iterations; 20 to 60 are usual). 24,426 images of 8142 classes: 1.4 GiB beside
-    the logits and 12 to 20 s on one core of a CPU. An `update` refits the class-wise part on the buffer: 0.5 s for 64
-    images of 8142 classes (`benchmarks/prior_cost.py`).
+    Cost: `fit` makes a float32 array [N, C], for step 3 with views a second one, multiplies it by [C, GRID] once, and
+    reads it twice for each LBFGS evaluation (at most DEVIATION_STEPS iterations; 20 to 60 are usual). 24,426 images of
+    8142 classes with views: 1.8 GiB beside all logits, and 14 s on two cores of a CPU. An `update` refits the
+    class-wise part on the buffer: 0.5 s for 64 images of 8142 classes (`benchmarks/prior_cost.py`).
 
     Args:
         expert_log_priors, log_prior, calibration: see LikelihoodAggregator. E is 1 or more, C is 2 or more.
@@ -268,8 +127,7 @@ class PriorAggregator(LikelihoodAggregator):
 
     def reset(self) -> None:
         super().reset()
-        self.skew, self.skew_error, self.kappa = 0.0, math.inf, 0.0
-        self.beta, self.beta_error = 0.0, math.inf  # in units of log pi
+        self._know_nothing()
         self.log_likelihood = torch.zeros_like(self.grid)  # L at every s, natural-log units
         self.predicted = torch.zeros_like(self.log_test_prior)  # images by the class that u predicts
         self.sum_of_weights, self.sum_of_squares = 0.0, 0.0  # of the images, for the standard error
@@ -277,6 +135,10 @@ class PriorAggregator(LikelihoodAggregator):
         self.views_kept = Kept()  # the same of a random view of them
         self.gauge_kept = Kept()  # log evidence at every s, and asymmetry in the last column, [., GRID + 1]
         self.turning_gauge: TurningGauge | None = None
+
+    def _know_nothing(self) -> None:
+        self.skew, self.skew_error, self.kappa = 0.0, math.inf, 0.0
+        self.beta, self.beta_error = 0.0, math.inf  # in units of log pi
 
     def fit(
         self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
@@ -291,9 +153,8 @@ class PriorAggregator(LikelihoodAggregator):
 
     def _learn(self, logits: Tensor, views: Views | None, weights: Tensor, decay: float) -> None:
         """Add images of the given weights [N], after what is known has lost all but `decay` of its own."""
-        if not self.can_learn_from(torch.cat([logits, *views]) if views else logits):
-            self.skew, self.skew_error, self.kappa = 0.0, math.inf, 0.0
-            self.beta, self.beta_error = 0.0, math.inf
+        self._know_nothing()
+        if not self.can_learn_from(logits, *(views or ())):
             return
         likelihoods = self.likelihoods(logits)
         evidence = self._count(likelihoods, weights, decay)
@@ -301,7 +162,6 @@ class PriorAggregator(LikelihoodAggregator):
         self.views_kept.age(decay)
         self.gauge_kept.age(decay)
         self.note = None
-        self.kappa = 0.0
         certain = self._can_tell()
         if certain and self.unit > SAME:
             if views and self.finds_bias:
@@ -354,8 +214,6 @@ class PriorAggregator(LikelihoodAggregator):
 
     def _can_tell(self) -> bool:
         """Whether anything can be told of the prior; if not, return to the prior-free ensemble."""
-        self.skew, self.skew_error = 0.0, math.inf
-        self.beta, self.beta_error = 0.0, math.inf
         if float(self.predicted.sum() - self.predicted.max()) < 0.5:  # not one image's weight
             self.reset_prior("all images are predicted as one class" if self.sum_of_weights else "there is no image")
             return False

@@ -219,7 +219,8 @@ def test_any_number_of_experts_and_any_images(kind, experts):
 def test_chunks_change_nothing(monkeypatch):
     logits, _ = expert_logits(skewed(0.5), 300)
     whole = fitted(logits)
-    monkeypatch.setattr("tade.prior.CHUNK", 7 * CLASSES)
+    for module in ("likelihood", "prior"):
+        monkeypatch.setattr(f"tade.{module}.CHUNK", 7 * CLASSES)
     torch.testing.assert_close(fitted(logits).prior, whole.prior)
 
 
@@ -434,6 +435,17 @@ def test_of_one_moment_the_bias_of_a_turning_stream_is_that_of_a_whole_set():
         moment = unbiased(truth, bias, 2000, forgetting=0.99)[0].report()
         for key in ("bias", "bias_standard_error", "skew"):
             assert moment[key] == pytest.approx(whole[key], abs=0.01)
+
+
+def test_views_have_to_be_of_the_same_images():
+    logits, *views, _ = biased_images(0.3, 0.0, 50)
+    aggregator = make(carried=torch.zeros(1, CLASSES))
+    for pair in ((views[0][:40], views[1]), (views[0], views[1][:, :, :5])):
+        with pytest.raises(ValueError, match="views must be of the same 50 images|expert logits must be"):
+            aggregator.fit(logits, [pair])
+    views[1][3, 0, 2] = math.nan
+    aggregator.fit(logits, [tuple(views)])
+    assert "1 of 50 images" in aggregator.note and aggregator.report()["bias_standard_error"] is None
 
 
 def test_asymmetry_of_one_image():
