@@ -11,7 +11,6 @@ Logits are computed once for each network, and kept under saved/prior_study.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import write_record  # noqa: E402
 from data_loader.class_profiles import subset_indices  # noqa: E402
 from model.metric import expected_calibration_error  # noqa: E402
 from tade import (  # noqa: E402
@@ -344,8 +344,9 @@ def main() -> None:
         name = path.stem if path.stem != "last" else path.parent.parent.name
         (args.output / f"{name}.md").write_text(markdown(table, few, name))
         (args.output / f"{name}.png").write_bytes(png(figure(table, name)))
-        record = {"table": table.to_dict("index"), "few_images": few.to_dict("index"), "torch": torch.__version__}
-        (args.output / f"{name}.json").write_text(json.dumps(record, indent=1).replace("NaN", "null") + "\n")
+        plain = table.astype(object).where(table.notna(), None)  # JSON has no NaN
+        record = {"table": plain.to_dict("index"), "few_images": few.to_dict("index")}
+        write_record(args.output / f"{name}.json", torch.device("cpu"), record)
 
 
 if __name__ == "__main__":

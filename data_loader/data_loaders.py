@@ -3,7 +3,8 @@
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.datasets import ImageSet, load_cifar, load_digits
 from data_loader.in_memory import InMemoryDataLoader
-from data_loader.on_disk import ListDataLoader, PublishedListDataLoader
+from data_loader.on_disk import ListDataLoader
+from data_loader.published_lists import PublishedListDataLoader
 
 __all__ = [
     "ImbalanceCIFAR10DataLoader",

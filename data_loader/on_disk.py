@@ -15,7 +15,7 @@ from base.base_data_loader import BaseDataLoader, EvaluationBatches, digest
 from data_loader import pil_transforms
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices, hold_out
 from data_loader.image_lists import ImageList, ListDataset, collate, list_class_folders, list_folder
-from data_loader.overlaps import compare_lists
+from data_loader.overlaps import compare_lists, shared_files
 from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
@@ -186,10 +186,10 @@ class ListDataLoader(BaseDataLoader):
             labeled.check_labels(self.num_classes)
             if self.class_map:
                 labeled = labeled.with_targets(np.argsort(self.class_map)[labeled.targets])
-        if shared := places(self.train_images).intersection(places(labeled, links=True) | places(labeled)):
+        if shared := shared_files(self.train_images, labeled):
             raise UserError(
-                f"{len(shared)} images of {images} were trained on, such as {min(shared)}: give labeled images that "
-                "were not."
+                f"{len(shared)} images of {images} were trained on, such as {os.fsdecode(min(shared))}: give labeled "
+                "images that were not."
             )
         return self._with_test_list(labeled)
 
@@ -340,98 +340,5 @@ def fetched(batches: DataLoader) -> Iterator:
         ) from error
 
 
-def places(images: ImageList, links: bool = False) -> set[str]:
-    """Where the files of a list lie, to compare lists; `links`: with symbolic links of the files followed."""
-    folder = os.path.realpath(images.data_dir)
-    paths = (os.path.normpath(os.path.join(folder, name)) for name in images.names())
-    return {os.path.realpath(path) for path in paths} if links else set(paths)
-
-
 def _seeds(count: int, generator: torch.Generator) -> list[int]:
     return torch.randint(2**62, (count,), generator=generator).tolist()
-
-
-class PublishedListDataLoader(ListDataLoader):
-    """A published data set: its lists under `data_txt/`, among them one for every test distribution.
-
-    Subclasses set `lists`, and `test_name`, `published`, `mean`, `std`, `jitter`, `smallest_view`, `renumber` where
-    they differ from ImageNet-LT's.
-
-    Args:
-        data_dir: folder of the images.
-        batch_size, shuffle, num_workers, balanced, retain_epoch_size, on_bad_image, image_size: as in ListDataLoader.
-        list_dir: folder of the lists.
-        train_list, val_list, test_list: other lists than the published ones; with another test list, the test
-            distributions are chosen from it.
-        distributions: names of the test distributions; by default the published ones.
-        val_fraction: as in ListDataLoader; for iNaturalist, whose validation images are its test images.
-    """
-
-    lists: str
-    test_name = "test"
-    published = CIFAR_DISTRIBUTIONS
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    jitter = 0.4
-
-    def __init__(
-        self,
-        data_dir: str,
-        batch_size: int,
-        shuffle: bool = True,
-        num_workers: int = 4,
-        balanced: bool = False,
-        retain_epoch_size: bool = True,
-        on_bad_image: str = "stop",
-        image_size: int = 224,
-        list_dir: str = "data_txt",
-        train_list: str | None = None,
-        val_list: str | None = None,
-        test_list: str | None = None,
-        distributions: list[str] | None = None,
-        val_fraction: float = 0.0,
-    ):
-        self.list_dir = Path(list_dir)
-        self.own_test_list = test_list is not None
-        super().__init__(
-            data_dir=data_dir,
-            train_list=train_list or self._list("train"),
-            test_list=test_list or self._list(self.test_name),
-            batch_size=batch_size,
-            val_list=val_list or test_list or self._list("val"),
-            image_size=image_size,
-            mean=self.mean,
-            std=self.std,
-            distributions=distributions or self.published,
-            color_jitter=self.jitter,
-            shuffle=shuffle,
-            num_workers=num_workers,
-            balanced=balanced,
-            retain_epoch_size=retain_epoch_size,
-            on_bad_image=on_bad_image,
-            val_fraction=val_fraction,
-        )
-
-    def _list(self, name: str) -> str:
-        return str(self.list_dir / self.lists.format(name))
-
-    def test_distributions(self) -> dict[str, np.ndarray]:
-        """Indices of the images that the published lists name; with a test list of one's own, chosen from it.
-
-        Raises:
-            UserError: a list is missing, or names an image that the test list does not; the test images have no labels.
-        """
-        self._check_test_labels()
-        if self.own_test_list:
-            return super().test_distributions()
-        index_of = {name: index for index, name in enumerate(self.test_images.names())}
-        indices = {}
-        for name in self.distributions:
-            images = ImageList.read(self._list(name), self.test_images.data_dir)
-            try:
-                indices[name] = np.array([index_of[path] for path in images.names()])
-            except KeyError as error:
-                raise UserError(
-                    f"{images.list_path} names {error.args[0]}, which {self.test_images.list_path} does "
-                    "not: take both from the same source."
-                ) from None
-        return indices

@@ -82,6 +82,13 @@ def compare_lists(train: ImageList, val: ImageList, test: ImageList) -> tuple[li
     return found, apart
 
 
+def shared_files(train: ImageList, other: ImageList) -> set[bytes]:
+    """Files of another list that the training list has, too, also where the other one links to them: their paths."""
+    real = RealPaths()
+    others = set(real.paths(other))
+    return set(real.paths(train)) & (others | {os.path.realpath(path) for path in others})
+
+
 def _repeats(images: ImageList, paths: list[bytes], label: dict[bytes, int]) -> str:
     seen: set[bytes] = set()
     twice = {path for path in paths if path in seen or seen.add(path)}
