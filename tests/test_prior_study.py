@@ -49,7 +49,7 @@ def test_free_shifts_are_ten_and_always_the_same(logits):
 
 
 def test_every_row_of_the_study(logits, monkeypatch, tmp_path):
-    monkeypatch.setattr("SIZES", (20,))
+    monkeypatch.setattr(prior_study, "SIZES", (20,))
     study = prior_study.Study(logits)
     table = study.table()
     names = ["forward10", "uniform", "backward10"]
