@@ -64,9 +64,9 @@ class PriorAggregator(LikelihoodAggregator):
         debias: whether to do step 2, where no calibration is given. It takes views, as the test of step 3 does: they
             are asked for (`needs`), and `fit` and `update` can do without.
         bias_center, bias_scale: mean and standard deviation of the prior of b1 = beta times the standard deviation of
-            log pi, in natural-log units. Calibrations on labeled images gave b1 / a of -0.41 (TADE, 200 epochs), -0.12
-            (30 epochs), -0.25 (RIDE) and -0.19 (Softmax) on CIFAR100-LT, and -0.08 on Caltech-101-LT: no network scores
-            rare classes too high.
+            log pi, in natural-log units. Calibrations on the labeled test images (`--calibrate_on_test` prints them) gave
+            b1 / a of -0.41 (TADE, 200 epochs), -0.12 (30 epochs), -0.25 (RIDE) and -0.19 (Softmax) on CIFAR100-LT, and
+            -0.08 on Caltech-101-LT: no network scores rare classes too high.
         skew_scale: standard deviation of the prior of s, N(0, skew_scale^2), which counts where images are few.
         classwise: whether to do step 3.
         class_noise: standard deviation over the classes of how much a class's scores are off, in natural-log units. On
