@@ -45,9 +45,7 @@ def moved_schedule(config: Mapping, epochs: int, kept: Mapping = {}) -> dict[str
         return max(1, round(epoch * epochs / whole))
 
     changes: dict[str, object] = {"trainer;epochs": epochs}
-    if epochs == whole:
-        return changes
-    arguments = config["lr_scheduler"].get("args", {})
+    arguments = config["lr_scheduler"].get("args", {}) if epochs != whole else {}
     for key in ("step1", "step2", "T_max", "step_size"):
         if key in arguments:
             changes[f"lr_scheduler;args;{key}"] = scaled(arguments[key])
@@ -57,7 +55,7 @@ def moved_schedule(config: Mapping, epochs: int, kept: Mapping = {}) -> dict[str
         step1 = kept.get("lr_scheduler;args;step1", changes["lr_scheduler;args;step1"])
         warmup = arguments.get("warmup_epoch", WARMUP)
         changes["lr_scheduler;args;warmup_epoch"] = min(warmup, step1 // 2)
-    if config["loss"].get("args", {}).get("reweight_epoch", -1) > 0:
+    if epochs != whole and config["loss"].get("args", {}).get("reweight_epoch", -1) > 0:
         changes["loss;args;reweight_epoch"] = scaled(config["loss"]["args"]["reweight_epoch"])
     return {path: value for path, value in changes.items() if path not in kept}
 
