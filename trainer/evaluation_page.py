@@ -1,6 +1,7 @@
 """report.html of an evaluation: what it says in one sentence, tables with intervals, charts and example pictures."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -106,11 +107,10 @@ def verdict(entries: Mapping[str, Mapping], method: str) -> str:
         return f"{method} makes no difference beyond chance on any of the {count} distributions."
     if not gains:
         name = max(losses, key=losses.__getitem__)
-        also = f", on {len(losses)} of {count} distributions in all," if len(losses) > 1 else ""
-        return (
-            f"{method} loses {losses[name]:.1f} points on {name}{also} and gains nothing beyond chance: "
-            "equal weights are better here."
-        )
+        text = f"{method} loses {losses[name]:.1f} points on {name}"
+        if len(losses) > 1:
+            text = f"{method} loses on {len(losses)} of {count} distributions ({losses[name]:.1f} points on {name})"
+        return f"{text} and gains nothing beyond chance: equal weights are better here."
     name = max(gains, key=gains.__getitem__)
     text = f"{method} gains {gains[name]:.1f} points on {name}"
     if losses:
@@ -216,7 +216,7 @@ def weight_charts(entries: Mapping[str, Mapping]) -> list[Chart]:
     label = "Expert weights over the test class distributions"
     return [
         line_chart(label, list(entries), series, "weight (%)", width, height)
-        for width, height in ((760, 240), (NARROW, 260))
+        for width, height in ((1080, 250), (NARROW, 260))
     ]
 
 
@@ -282,23 +282,41 @@ def class_chart(
     rows.append(("main", method.lower(), accuracies))
     points = []
     for color, label, values in rows:
-        if dots:
-            points += [
-                (max(count, 1), value, color, f"{name}: {count} training images, accuracy {value:.1f} % ({label})")
-                for name, count, value in zip(names, counts, values, strict=True)
-                if value is not None
-            ]
-        else:
-            points += [(*mean, color, f"{text} ({label})") for *mean, text in class_means(counts, values)]
+        points += class_points(names, counts, values, label, color, dots)
     legend = [(color, "", label) for color, label, _ in rows] if len(rows) > 1 else []
     return scatter_chart(
         "Accuracy of each class over its training images", points, "training images", "accuracy (%)", legend
     )
 
 
-def class_means(counts: Sequence[int], values: Sequence[float | None]) -> list[tuple[float, float, str]]:
-    """Means of classes with about as many training images: (images, accuracy, text) each."""
-    known = [(max(count, 1), value) for count, value in zip(counts, values, strict=True) if value is not None]
+def class_points(
+    names: Sequence[str],
+    counts: Sequence[int],
+    values: Sequence[float | None],
+    label: str,
+    color: str,
+    dots: bool,
+) -> list[tuple[float, float, str, str]]:
+    """Points of a scatter chart: accuracy over training images, of each class or, without `dots`, of `class_means`."""
+    known = [
+        (name, count, value)
+        for name, count, value in zip(names, counts, values, strict=True)
+        if value is not None and math.isfinite(value)
+    ]
+    if not dots:
+        return [(*mean, color, f"{text} ({label})") for *mean, text in class_means(known)]
+    return [
+        (max(count, 1), value, color, f"{name}: {count} training images, accuracy {value:.1f} % ({label})")
+        for name, count, value in known
+    ]
+
+
+def class_means(classes: Sequence[tuple[str, int, float]]) -> list[tuple[float, float, str]]:
+    """Means of classes with about as many training images: (images, accuracy, text) each, of (name, images, accuracy)
+    of each class."""
+    known = [(max(count, 1), value) for _, count, value in classes]
+    if not known:
+        return []
     edges = np.geomspace(min(c for c, _ in known), max(c for c, _ in known) + 1, CLASS_BINS + 1)
     bins: dict[int, list[tuple[int, float]]] = {}
     for count, value in known:

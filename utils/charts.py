@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 44  # margins in pixels, for axes and their labels
-TITLE_WIDTH = 7.0  # pixels of a letter in a tick label
+LETTER = 7.0  # pixels of a letter in a tick label
+LONGEST = 16  # letters of a tick label
+NAMED = 12  # classes whose names stand along an axis
 
 
 @dataclass
@@ -160,14 +162,14 @@ def path_of(points: Sequence[tuple[float, float] | None]) -> str:
 
 
 def line_chart(
-    label: str, names: Sequence[str], series: Sequence[Series], y_label: str, width: int = 760, height: int = 320
+    label: str, names: Sequence[str], series: Sequence[Series], y_label: str, width: int = 1080, height: int = 340
 ) -> Chart:
     """Values over names, a line each; the names' order is theirs."""
     room = (width - LEFT - RIGHT) / len(names)
     longest = max(map(len, names))
-    turned = longest * TITLE_WIDTH > room
-    shown = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
-    bottom = 24 + int(min(longest, 16) * 4.6) if turned else 28
+    turned = longest * LETTER > room
+    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    bottom = 24 + int(min(longest, LONGEST) * 4.6) if turned else 28
     chart = Chart(label, width, height, "", y_label, turned=turned, bottom=bottom)
     numbers = [v for s in series for v in (*s.values, *s.low, *s.high) if v is not None]
     y = Scale(*percent_range(numbers or [0, 100]), chart.base, TOP)
@@ -249,7 +251,10 @@ def share_chart(
     x = Scale(1, len(names), LEFT + 6, chart.right - 6)
     y = Scale(0, max(max(numbers), 1e-9) * 1.08, chart.base, TOP)
     whole = sorted({round(v) for v in linear_ticks(1, len(names), 5)} | {1})
-    chart.x_ticks = [(x(v), str(v)) for v in whole]
+    if len(names) <= NAMED and max(map(len, names)) <= 5:
+        chart.x_ticks = [(x(i + 1), name) for i, name in enumerate(names)]
+    else:
+        chart.x_ticks = [(x(v), str(v)) for v in whole]
     chart.y_ticks = y.ticks()
     dots = len(names) <= 120
     for s in series:
