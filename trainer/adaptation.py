@@ -85,10 +85,9 @@ def adapted_results(
             for name, aggregator in aggregators.items()
         )
     for name, of_distribution in scores:
-        result = scorer.score(distributions[name], of_distribution)
+        result = scorer.score_beside_equal_weights(distributions[name], of_distribution)
         report = aggregators[name].report()
         result.weights = report.pop("weights", None)
-        result.equal_weights_top1 = scorer.score_equal_weights(distributions[name]).top1
         result.learning = report
         results.distributions[name] = result
         log_learned(name, result)

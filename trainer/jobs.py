@@ -2,10 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
+from data_loader.image_lists import thumbnail
 from trainer.adaptation import adapt, new_aggregator
 from trainer.build import aggregator_maker, aggregator_section, wants_calibration
 from trainer.calibration import calibration_path, save_calibration, shown
@@ -14,6 +17,7 @@ from trainer.evaluation import evaluate, evaluate_test_set
 from trainer.given_prior import with_prior
 from trainer.loaded_run import LoadedRun, load_run
 from trainer.prediction import predict
+from trainer.prediction_page import prediction_page
 from trainer.registry import make_config
 from trainer.results import Predictions, save_results
 from trainer.run_folder import results_folder
@@ -73,8 +77,8 @@ def run_test_train(options: Options) -> dict:
 def run_predict_folder(options: Options) -> dict:
     """Predict the images of a folder.
 
-    Writes predictions.csv (path, class, probability) and weights.json (what was learned). Where neither the options nor
-    the checkpoint name an aggregator, it is RECOMMENDED.
+    Writes predictions.csv (path, class, probability), weights.json (what was learned) and report.html. Where neither
+    the options nor the checkpoint name an aggregator, it is RECOMMENDED.
 
     Returns:
         The content of weights.json.
@@ -102,7 +106,12 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
         record["calibration"] = predictions.calibration
     if run.mild_views:
         record["averaged_views"] = run.averaged_views
+
+    def thumbnails(places: Sequence[int], size: int) -> list[Image.Image | None]:
+        return [thumbnail(Path(options.images, predictions.names[place]), size) for place in places]
+
     written = {
+        "report.html": prediction_page(predictions, run.cls_num_list, record, thumbnails),
         "predictions.csv": os.fsencode(table.to_csv(index=False, float_format="%.4f")),
         "weights.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
     }
@@ -111,7 +120,7 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
     get_logger().info(
         f"{len(table)} images" + (f", expert weights {weights}" if weights else "") + ". Most frequent classes:\n"
         f"{table['class'].value_counts().head(5).to_string(header=False)}\n"
-        f"Written: {folder / 'predictions.csv'}, {folder / 'weights.json'}"
+        f"Written: {folder / 'report.html'}, {folder / 'predictions.csv'}, {folder / 'weights.json'}"
     )
     return record
 
