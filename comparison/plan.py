@@ -100,7 +100,7 @@ def plan_runs(
         output: folder of all runs.
         epochs: shorten the schedule to so many epochs.
         assignments: "KEY;PATH=VALUE", for every config; those of data_loader count in testing as well, those of
-            aggregator only there.
+            averaged_views and aggregator only there (the latter where weights are learned).
         device: as -d.
         quick: the first, the balanced and the last test distribution alone, one test-time pass, no averaged views.
         configs: the configs of the methods on one's own data, see `write_own_configs`.
@@ -163,9 +163,9 @@ def plan_run(
     base = read_json(path)
     folder = output / base["name"] / f"seed{seed}"
     sections = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
-    for_training = [text for text, section in sections.items() if section != "aggregator"]
-    for_testing = [text for text, section in sections.items() if section == "data_loader"]
-    for_learning = [text for text, section in sections.items() if section in ("data_loader", "aggregator")]
+    for_training = [text for text, section in sections.items() if section not in ("aggregator", "averaged_views")]
+    for_testing = [text for text, section in sections.items() if section in ("data_loader", "averaged_views")]
+    for_learning = [text for text, section in sections.items() if text in for_testing or section == "aggregator"]
 
     def values(texts: Sequence[str]) -> dict:
         return dict(parse_assignment(text) for text in texts)
