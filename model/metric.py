@@ -104,8 +104,8 @@ def wilson_interval(correct: int, images: int) -> list[float]:
     share = correct / images
     center = share + z2 / (2 * images)
     half = (z2 * (share * (1 - share) / images + z2 / (4 * images**2))) ** 0.5
-    low, high = ((center - half) / (1 + z2 / images), (center + half) / (1 + z2 / images))
-    return [100 * max(0.0, low), 100 * min(1.0, high)]
+    low, high = (end / (1 + z2 / images) for end in (center - half, center + half))
+    return [100 * max(0.0, min(low, share)), 100 * min(1.0, max(high, share))]  # whatever rounding does
 
 
 def paired_difference(correct: Tensor, other: Tensor) -> dict[str, float | list[float]]:
