@@ -137,7 +137,7 @@ PARTS = {
         "#verdict",
         ".data tbody tr >> nth=1",
         ".accuracy svg >> visible=true",
-        ".per-class circle >> visible=true",
+        ".per-class svg >> visible=true",
         ".weights svg >> visible=true",
         "#cost tbody tr",
         "#commands pre",
@@ -256,6 +256,8 @@ def test_the_verdict_of_a_comparison():
     assert text.endswith("beyond chance it leads on 1 of them and is behind on none.")
     assert verdict(cells(a=[50.0, 60.0], b=[65.0, 42.0])).endswith("leads on 1 of them and is behind on 1 (d0).")
     assert verdict(cells(a=[50.0], b=[49.0])) == "a is 1.0 points ahead of b in d0, not beyond chance."
+    text = verdict(cells(a=[50.0, 60.0], b=[50.0, 60.0]))
+    assert text.startswith("a and b are equal in the mean over 2") and "the first leads on none" in text
     assert verdict(cells(a=[50.0])) == "a has 50.0 % in d0."
 
 
