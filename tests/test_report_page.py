@@ -195,7 +195,7 @@ def entries(**differences: tuple[float, float, float]) -> dict:
         ({"a": (15.2, 12, 18), "b": (-3.0, -4, -2)}, "gains 15.2 points on a, but loses 3.0 points on b."),
         ({"a": (2.0, 1, 3), "b": (3.0, 2, 4)}, "gains 3.0 points on b and gains on all 2"),
         ({"a": (0.3, -1, 1), "b": (-0.5, -2, 1)}, "no difference beyond chance on any of the 2"),
-        ({"a": (0.0, 0, 0)}, "no difference beyond chance on a: +0.0 points"),
+        ({"a": (0.0, 0, 0)}, "no difference beyond chance on a: 0.0 points (95 % interval 0.0 to 0.0)"),
         ({"a": (-3.0, -4, -2), "b": (0.0, -1, 1)}, "loses 3.0 points on a and gains nothing beyond chance"),
         ({"a": (-3.0, -4, -2), "b": (-5.0, -6, -4)}, "loses on 2 of 2 distributions (5.0 points on b)"),
         ({"a": (1.5, 1, 2)}, "gains 1.5 points on a (95 % interval +1.0 to +2.0)."),
