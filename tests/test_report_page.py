@@ -218,7 +218,7 @@ def test_files_of_before_and_single_experts_make_a_page():
     old = {"images": 10, "top1": 62.5, "many": 70.0, "medium": None, "few": 1.0, "experts_top1": [62.5]}
     content = {**Results(CHECKPOINT, "p", 1, "2", "cpu", {}).to_json(), "job": "test", "distributions": {"a": old}}
     text = evaluation_page.evaluation_page(content, {}).decode()
-    assert "62.5 % of the images of a are classified correctly." in text and "A closer look" not in text
+    assert "62.5\u00a0% of the images of a are classified correctly." in text and "A closer look" not in text
 
 
 def test_with_many_classes_dots_are_means_and_the_page_stays_small():
