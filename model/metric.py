@@ -62,7 +62,7 @@ def per_class_accuracy(scores: Tensor, targets: Tensor, cls_num_list: Sequence[i
 def balanced_accuracy(scores: Tensor, targets: Tensor, cls_num_list: Sequence[int]) -> float:
     """Mean of the accuracies of the classes that have images."""
     correct, total = class_hits(scores.argmax(dim=1), targets, scores.shape[1])
-    return 100 * float((correct[total > 0] / total[total > 0]).mean())
+    return 100 * float((correct[total > 0].double() / total[total > 0]).mean())
 
 
 def macro_f1(scores: Tensor, targets: Tensor, cls_num_list: Sequence[int]) -> float:
@@ -70,7 +70,7 @@ def macro_f1(scores: Tensor, targets: Tensor, cls_num_list: Sequence[int]) -> fl
     prediction = scores.argmax(dim=1)
     correct, total = class_hits(prediction, targets, scores.shape[1])
     named = total + torch.bincount(prediction, minlength=scores.shape[1])  # 2 TP + FP + FN
-    return 100 * float((2 * correct[named > 0] / named[named > 0]).mean())
+    return 100 * float((2 * correct[named > 0].double() / named[named > 0]).mean())
 
 
 def predicted(scores: Tensor) -> tuple[Tensor, Tensor]:
