@@ -12,7 +12,7 @@ from trainer.evaluation_page import evaluation_page
 from trainer.outcomes import Outcomes, Thumbnails
 from utils import distributed
 from utils.logger import TensorBoardLog, get_logger
-from utils.report import console_table, figures, short_table, write_reports
+from utils.report import console_table, figures, markdown_table, short_table, write_reports
 
 Value = float | None | list[float | None]
 
@@ -213,8 +213,9 @@ def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
         f"{console_table(table)}\n\nWritten: {', '.join(str(file) for file in files)}"
     )
     board = TensorBoardLog(folder)
-    for number, (name, result) in enumerate(results.distributions.items()):
-        board.scalars({f"{job}/top1": result.top1}, number)
+    board.text(job, f"{results.protocol}\n\n{markdown_table(table)}")
+    for name, result in results.distributions.items():
+        board.scalars({f"top1 {job}/{name}": result.top1}, checkpoint.epoch or 0)
         for step, weights in enumerate((result.learning or {}).get("weights_after_pass", [])):
             board.scalars({f"{job}_weights_{name}/expert{e + 1}": w for e, w in enumerate(weights)}, step)
     for name, figure in figures(table, results.remark).items():
