@@ -28,6 +28,7 @@ demo: env  ## train on long-tailed digits, evaluate every test distribution, lea
 	@echo "Tables and plots: $(RUN)/results/last/test_all and $(RUN)/results/last/test_train"
 	@echo "A turning stream: $(RUN)/turning_stream/stream.png"
 	@echo "TensorBoard:      $(BIN)/tensorboard --logdir saved"
+	@echo "To look at first: $(RUN)/results/last/test_prior/report.html"
 
 lint: env  ## check style, layout, imports and types
 	$(BIN)/ruff check .

@@ -105,13 +105,17 @@ def comparison_page(
                 "data": data,
                 "blocks": blocks,
                 "accuracy": accuracy_charts(cells_of(first)),
-                "per_class": class_chart(own),
+                "per_class": class_charts(own),
                 "weights": weight_charts(first),
                 "published": text_table(published[data], "method") if data in published else None,
             }
         )
     several = len(sections) > 1
-    hashes = {f"{e.data}, {e.row}, {e.checkpoint}, seed {e.seed}": e.results.checkpoint for e in evaluated}
+    used = {}  # rows that share a network share its file
+    for e in evaluated:
+        used.setdefault(
+            e.results.checkpoint.sha256, f"{e.data}, {e.row.partition(',')[0]}, seed {e.seed}, {e.checkpoint}"
+        )
     return render(
         "comparison.html",
         title="Comparison of methods",
@@ -128,10 +132,10 @@ def comparison_page(
                 "a difference of more than 1.96 standard errors, from the number of test images and the spread over "
                 "seeds; the test images count as if every row had its own, so that some real differences are missed",
             ),
-            *((f"SHA-256 of {name}", checkpoint.sha256) for name, checkpoint in hashes.items()),
         ],
         commands="\n".join(commands),
-        config="",
+        config="\n".join(f"{sha256}  {name}" for sha256, name in used.items()),
+        config_title="SHA-256 of the checkpoints",
     )
 
 
@@ -178,10 +182,13 @@ def verdict(cells: Mapping[str, Mapping[str, Cell]]) -> str:
     ahead = mean_of(cells[best]) - mean_of(cells[ranked[1]])
     lead = [name for name in names if leaders(cells, name) == [best]]
     beaten = [name for name in names if best not in leaders(cells, name)]
-    text = f"{best} is {ahead:.1f} points ahead of {ranked[1]} in {over}"
+    if ahead < 0.05:
+        text, who = f"{best} and {ranked[1]} are equal in {over}", "the first"
+    else:
+        text, who = f"{best} is {ahead:.1f} points ahead of {ranked[1]} in {over}", "it"
     if len(names) == 1:
         return f"{text}, {'beyond' if lead else 'not beyond'} chance."
-    text += f"; beyond chance it leads on {'none' if not lead else f'{len(lead)} of them'}"
+    text += f"; beyond chance {who} leads on {f'{len(lead)} of them' if lead else 'none'}"
     if not beaten:
         return f"{text} and is behind on none."
     return f"{text} and is behind on {len(beaten)} ({', '.join(beaten[:3])}{', …' if len(beaten) > 3 else ''})."
@@ -243,8 +250,9 @@ def accuracy_charts(cells: Mapping[str, Mapping[str, Cell]]) -> list[Chart]:
     ]
 
 
-def class_chart(evaluated: Sequence[Evaluated]) -> Chart | None:
-    """Accuracy of each class on the balanced test set over its training images, means over seeds; None without."""
+def class_charts(evaluated: Sequence[Evaluated]) -> list[Chart]:
+    """Accuracy of each class on the balanced test set over its training images, means over seeds, for wide and narrow
+    screens; none where results of before do not say it."""
     found: dict[str, list] = {}
     classes = None
     for each in evaluated:
@@ -254,23 +262,18 @@ def class_chart(evaluated: Sequence[Evaluated]) -> Chart | None:
             classes = each.results.classes
             found.setdefault(each.row, []).append(np.array(values, dtype=float))
     if classes is None:
-        return None
+        return []
     points, shades = [], colors(list(dict.fromkeys(each.row for each in evaluated)))
     names, counts = classes["names"], classes["training_images"]
-    dots = len(names) * len(found) <= MOST_DOTS
+    dots = len(names) * len(found) <= MOST_DOTS // 2  # there are two charts
     for row, values in found.items():
         points += class_points(names, counts, np.mean(values, axis=0).tolist(), row, shades[row], dots)
-    if not points:
-        return None
-    return scatter_chart(
-        "Accuracy of each class over its training images",
-        points,
-        "training images",
-        "accuracy (%)",
-        [(shades[row], "", row) for row in found],
-        width=1080,
-        height=340,
-    )
+    legend = [(shades[row], "", row) for row in found]
+    label = "Accuracy of each class over its training images"
+    return [
+        scatter_chart(label, points, "training images", "accuracy (%)", legend, *size)
+        for size in ((1080, 340), (NARROW, 290))
+    ]
 
 
 def weight_charts(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def per_class_accuracy(scores: Tensor, targets: Tensor, cls_num_list: Sequence[i
 def balanced_accuracy(scores: Tensor, targets: Tensor, cls_num_list: Sequence[int]) -> float:
     """Mean of the accuracies of the classes that have images."""
     correct, total = class_hits(scores.argmax(dim=1), targets, scores.shape[1])
-    return 100 * float((correct[total > 0] / total[total > 0]).mean())
+    return 100 * float((correct[total > 0].double() / total[total > 0]).mean())
 
 
 def macro_f1(scores: Tensor, targets: Tensor, cls_num_list: Sequence[int]) -> float:
@@ -70,7 +70,7 @@ def macro_f1(scores: Tensor, targets: Tensor, cls_num_list: Sequence[int]) -> fl
     prediction = scores.argmax(dim=1)
     correct, total = class_hits(prediction, targets, scores.shape[1])
     named = total + torch.bincount(prediction, minlength=scores.shape[1])  # 2 TP + FP + FN
-    return 100 * float((2 * correct[named > 0] / named[named > 0]).mean())
+    return 100 * float((2 * correct[named > 0].double() / named[named > 0]).mean())
 
 
 def predicted(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,8 +104,8 @@ def wilson_interval(correct: int, images: int) -> list[float]:
     share = correct / images
     center = share + z2 / (2 * images)
     half = (z2 * (share * (1 - share) / images + z2 / (4 * images**2))) ** 0.5
-    low, high = ((center - half) / (1 + z2 / images), (center + half) / (1 + z2 / images))
-    return [100 * max(0.0, low), 100 * min(1.0, high)]
+    low, high = (end / (1 + z2 / images) for end in (center - half, center + half))
+    return [100 * max(0.0, min(low, share)), 100 * min(1.0, max(high, share))]  # whatever rounding does
 
 
 def paired_difference(correct: Tensor, other: Tensor) -> dict[str, float | list[float]]:

@@ -496,6 +496,13 @@ def test_names_that_are_no_utf8(folder, tmp_path):
     assert os.fsencode(predictions.table().to_csv(index=False)).splitlines()[1].startswith(b"caf\xe9 \xff.png,")
 
 
+def test_thumbnails_of_files(folder, tmp_path):
+    make_image(1, 2).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    good, bad = make(folder).with_test_images(tmp_path).thumbnails([0, 1], 28)
+    assert good.size == (28, 20) and good.mode == "RGB" and bad is None
+
+
 def test_class_names(folder, tmp_path):
     (tmp_path / "classes.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="has 2 lines and the training list 3 classes"):

@@ -101,6 +101,15 @@ def test_report_table_and_plots(finished):
     assert list(best["row"].unique()) == [row for row in rows if "prior" not in row]
     learned = frame[frame["row"] == "TADE, test-time training"]
     assert learned[["w1", "w2", "w3"]].sum(axis=1).tolist() == pytest.approx([1] * 6)
+    page = (output / "report.html").read_text()
+    for expected in (
+        "in the mean over 3",
+        "TADE, equal weights",
+        'class="wide per-class"',
+        "Expert weights, TADE",
+        "SHA-256",
+    ):
+        assert expected in page, expected
     for name in ("accuracy", "groups", "tade_weights"):
         assert (output / f"digits_{name}.png").read_bytes().startswith(b"\x89PNG")
 

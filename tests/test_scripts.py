@@ -20,7 +20,8 @@ from utils.errors import UserError
 from utils.parse_config import read_json
 
 TEST_TIME = ROOT / "configs" / "test_time_digits_tade.json"
-ENTRY = {"images", "top1", "many", "medium", "few", "experts_top1", "weights"}
+MEASURES = {"top1_interval", "balanced_accuracy", "macro_f1", "expected_calibration_error", "per_class_accuracy"}
+ENTRY = {"images", "top1", "many", "medium", "few", "experts_top1", "weights"} | MEASURES
 
 
 def run_job(name: str, checkpoint, config=(), **options) -> dict:

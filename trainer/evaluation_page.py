@@ -101,8 +101,8 @@ def verdict(entries: Mapping[str, Mapping], method: str) -> str:
             ((name, d),) = differences.items()
             low, high = d["interval"]
             return (
-                f"{method} makes no difference beyond chance on {name}: {d['points']:+.1f} points "
-                f"(95 % interval {low:+.1f} to {high:+.1f})."
+                f"{method} makes no difference beyond chance on {name}: {signed(d['points'])} points "
+                f"(95 % interval {signed(low)} to {signed(high)})."
             )
         return f"{method} makes no difference beyond chance on any of the {count} distributions."
     if not gains:
@@ -119,7 +119,7 @@ def verdict(entries: Mapping[str, Mapping], method: str) -> str:
         return f"{text}, but loses {losses[worst]:.1f} points on {worst}{also}."
     if count == 1:
         low, high = differences[name]["interval"]
-        return f"{text} (95 % interval {low:+.1f} to {high:+.1f})."
+        return f"{text} (95 % interval {signed(low)} to {signed(high)})."
     if len(gains) == count:
         return f"{text} and gains on all {count} distributions."
     return f"{text} and loses nothing beyond chance on the other {count - 1}; {len(gains)} of {count} gain."
@@ -160,6 +160,12 @@ def one(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def signed(value: float) -> str:
+    """With one decimal and its sign; zero has none."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
 def table_rows(entries: Mapping[str, Mapping]) -> list[dict[str, Any]]:
     """The table as text: a dictionary a distribution."""
     rows = []
@@ -173,8 +179,8 @@ def table_rows(entries: Mapping[str, Mapping]) -> list[dict[str, Any]]:
                 "top1": one(entry["top1"]),
                 "interval": f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else "",
                 "equal": one(entry.get("equal_weights_top1")),
-                "difference": f"{difference['points']:+.1f}" if difference else "–",
-                "difference_interval": f"{low:+.1f} to {high:+.1f}" if difference else "",
+                "difference": signed(difference["points"]) if difference else "–",
+                "difference_interval": f"{signed(low)} to {signed(high)}" if difference else "",
                 "mood": "good" if low > 0 else "bad" if high < 0 else "",
                 "more": [
                     one(entry.get(key))

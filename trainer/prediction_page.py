@@ -108,11 +108,11 @@ def gallery(predictions: Predictions, places: np.ndarray, thumbnails: Thumbnails
         if image is not None:
             best = predictions.log_probabilities[place].exp().topk(2)
             texts = [
-                f"{predictions.class_names[c]} {100 * p:.0f} %"
+                f"{predictions.class_names[c]}: {100 * p:.0f} %"
                 for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
             name = predictions.names[place]
-            shown.append({"picture": Picture.of(image, f"{name}: {', '.join(texts)}"), "texts": texts, "name": name})
+            shown.append({"picture": Picture.of(image, f"{name}; {', '.join(texts)}"), "texts": texts, "name": name})
     return shown
 
 
