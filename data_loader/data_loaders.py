@@ -1,5 +1,6 @@
 """The data loader classes that a config may name in `data_loader.type`."""
 
+from base.base_data_loader import TrainedOn
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.datasets import ImageSet, load_cifar, load_digits
 from data_loader.in_memory import InMemoryDataLoader
@@ -32,6 +33,7 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
         val_fraction: float = 0.0,
+        trained_on: TrainedOn | None = None,
     ):
         super().__init__(
             batch_size=batch_size,
@@ -41,6 +43,7 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
             num_workers=num_workers,
             balanced=balanced,
             val_fraction=val_fraction,
+            trained_on=trained_on,
         )
         self.data_dir = data_dir
 
@@ -85,6 +88,7 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
         val_fraction: float = 0.0,
+        trained_on: TrainedOn | None = None,
     ):
         super().__init__(
             batch_size=batch_size,
@@ -94,6 +98,7 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
             num_workers=num_workers,
             balanced=balanced,
             val_fraction=val_fraction,
+            trained_on=trained_on,
         )
 
     def load(self, train: bool) -> ImageSet:

@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import UserError, unknown
+from utils.logger import progress
 
 LONGEST_LABEL = 7  # digits: as many classes take 80 MB to count
+#: What Pillow raises for a file that is missing or no image.
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
@@ -55,6 +58,11 @@ class ImageList:
                 "where lists come from."
             ) from error
         return cls(list_path, Path(data_dir), *_parse(data, list_path))
+
+    @classmethod
+    def empty(cls, list_path: Path) -> "ImageList":
+        """No image, in the place of a list that is not read."""
+        return cls(list_path, Path(), b"", np.zeros(1, np.int64), np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -247,11 +255,31 @@ class ListDataset(Dataset):
         path = self.images.path(index)
         try:
             image = decode(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNDECODABLE as error:
             return str(path) if self.skip_bad else bad_image(path, error)
         with seeded(seed):
             results = [to_tensor(transform(image)) for transform in self.transforms]
         return *results, int(self.images.targets[index])
+
+
+def read_small(images: ImageList, size: int) -> Tensor:
+    """Decode all images of a list into memory, scaled to `size` on the shorter side and cropped to the middle.
+
+    Returns:
+        [N, 3, size, size] uint8.
+
+    Raises:
+        UserError: a file cannot be decoded.
+    """
+    result = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
+    for index in progress(range(len(images)), "reading images"):
+        path = images.path(index)
+        try:
+            image = ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR)
+        except UNDECODABLE as error:
+            raise bad_image(path, error) from error
+        result[index] = to_tensor(image).permute(2, 0, 1)
+    return result
 
 
 def bad_image(path: Path, error: Exception) -> UserError:
