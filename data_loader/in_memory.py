@@ -199,18 +199,18 @@ class InMemoryDataLoader(BaseDataLoader):
         Args:
             images: [N, 3, S, S] uint8, RGB in 0..255, with S = `image_size`; or a folder, all image files under which
                 are taken in order of their paths, or an ImageList. Files of other sizes are scaled to S on their
-                shorter side and cropped to the middle.
+                shorter side and cropped to the middle; those that cannot be decoded are left out.
 
         Raises:
-            UserError: a tensor has another shape or type, or there is no image, or one that cannot be decoded.
+            UserError: a tensor has another shape or type, or there is no image.
         """
         other = copy.copy(self)
         other.has_test_labels = False
         if isinstance(images, (str, Path)):
             images = list_folder(images)
         if isinstance(images, ImageList):
-            other.file_names = images.names()
-            images = read_small(images, self.image_size)
+            images, read = read_small(images, self.image_size)
+            other.file_names = read.names()
         else:
             other.file_names = None
             self._check_images(images)

@@ -98,7 +98,7 @@ class ListDataLoader(BaseDataLoader):
         self._batches = EpochBatches()
         if trained_on:
             self.take(trained_on)
-            self.train_images = self.val_images = self.test_images = ImageList.empty(Path(train_list))
+            self.train_images = self.val_images = self.test_images = ImageList.of(Path(train_list), [])
             if class_names is not None and trained_on.class_names is None:
                 self.class_names = self._read_class_names(class_names)
             return
