@@ -46,6 +46,8 @@ class BaseDataLoader(ABC):
     cls_num_list: list[int]
     #: Width and height of the images that the network sees, in pixels.
     image_size: int
+    #: How a picture becomes an image of that size, in words.
+    preparation: str = "Images have this size already."
     #: The label that a class has in the data set's own files, for every label used here; None where they agree.
     class_map: list[int] | None = None
     #: False after `with_test_images`: then the test images have no labels, and no test distributions.

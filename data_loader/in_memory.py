@@ -47,6 +47,7 @@ class InMemoryDataLoader(BaseDataLoader):
         trained_on: what a checkpoint says of the data, in their place; then they are not loaded.
     """
 
+    preparation = "A picture of another size is scaled on its shorter side (bilinear), and its middle is cropped."
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classes: int

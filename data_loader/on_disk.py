@@ -124,6 +124,13 @@ class ListDataLoader(BaseDataLoader):
         if class_names is not None:
             self.class_names = self._read_class_names(class_names)
 
+    @property
+    def preparation(self) -> str:  # type: ignore[override]
+        side = pil_transforms.shorter_side(self.image_size)
+        return (
+            f"A picture's shorter side is scaled to {side} pixels (bilinear, antialiased), and its middle is cropped."
+        )
+
     def _count_classes(self) -> list[int]:
         counts = np.bincount(self.train_images.targets)
         if len(counts) < 2 or not counts.all():

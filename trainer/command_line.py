@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.adaptation import STREAM_BATCH
+from trainer.export import FORMATS as EXPORTED
 from trainer.prediction_files import FORMATS
 from utils import distributed
 from utils.errors import UserError
@@ -62,6 +63,7 @@ class Options:
         state: file that keeps what was learned of a stream from one run to the next.
         watch: predict images that appear in the folder, until told to stop.
         poll: seconds between two looks at the folder.
+        formats: to export to, see trainer.export.FORMATS.
         calibrate_on_test: labeled test images a class to calibrate on and to leave out; 0 for none.
     """
 
@@ -80,6 +82,7 @@ class Options:
     state: Path | None = None
     watch: bool = False
     poll: float = 2.0
+    formats: list[str] = field(default_factory=lambda: list(EXPORTED))
     calibrate_on_test: int = 0
 
 
@@ -91,6 +94,7 @@ def parse(
     adapting: bool = False,
     predicting: bool = False,
     calibrating: bool = False,
+    exporting: bool = False,
 ) -> Options:
     """Parse a script's command line. Nothing but the -c file is read.
 
@@ -103,6 +107,7 @@ def parse(
         adapting: the script adapts to test images; it needs -c as well, unless it predicts.
         predicting: the script asks for a folder of images.
         calibrating: the script fits a calibration, which goes beside the checkpoint.
+        exporting: the script writes the network in other formats.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     needed = adapting and not predicting
@@ -161,6 +166,10 @@ def parse(
             help='labeled images that were not trained on: a file of "path label" lines, or a folder of class folders '
             "(default: the held-out validation images of the data)",
         )
+    if exporting:
+        parser.add_argument(
+            "--formats", nargs="+", choices=EXPORTED, default=list(EXPORTED), help="what to write (default: all)"
+        )
     if predicting:
         parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="images, at any depth")
         parser.add_argument(
@@ -211,7 +220,7 @@ def run_script(main: Callable[[Options], object], description: str, **kinds: boo
     Args:
         main: what the script does.
         description: shown by --help.
-        kinds: training, adapting, predicting, calibrating; see `parse`.
+        kinds: training, adapting, predicting, calibrating, exporting; see `parse`.
     """
     try:
         with distributed.lost_process_named():

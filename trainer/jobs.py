@@ -1,6 +1,7 @@
 """What the scripts do: each job from plain options to files, a table on the console and the content of the results."""
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,8 +13,11 @@ from trainer.build import aggregator_maker, aggregator_section, wants_calibratio
 from trainer.calibration import calibration_path, save_calibration, shown
 from trainer.command_line import Options
 from trainer.evaluation import evaluate, evaluate_test_set
+from trainer.export import DESCRIPTIONS, Exporter, check_packages, priors_record
+from trainer.export import FORMATS as EXPORT_FORMATS
 from trainer.given_prior import with_prior
 from trainer.loaded_run import LoadedRun, load_run
+from trainer.model_card import figures_of, model_card
 from trainer.prediction import PredictionStream, predict
 from trainer.prediction_files import FORMATS, check_format, paths_in
 from trainer.registry import make_config
@@ -22,9 +26,10 @@ from trainer.run_folder import results_folder
 from trainer.training import train
 from trainer.watch import Inbox, watch
 from utils import distributed
-from utils.checkpoint import write_atomically, write_together
+from utils.checkpoint import load_checkpoint, write_atomically, write_together
 from utils.errors import UserError
 from utils.logger import get_logger
+from utils.reference_config import config_of
 from utils.report import make_folder
 from utils.signals import StopSignals
 
@@ -86,18 +91,18 @@ def run_predict_folder(options: Options) -> dict:
     """
     run = open_run(options, RECOMMENDED, data=False)
     check_prediction(run, options)
+    stream = PredictionStream(run, state=options.state) if options.state else None
     if options.watch:
         with results_folder(options.checkpoint, "predict", options.output) as folder:
-            return watch_folder(run, options, folder)
+            return watch_folder(stream or PredictionStream(run, state=folder / "stream.state"), options, folder)
     images = list_folder(options.images)
     with results_folder(options.checkpoint, "predict", options.output) as folder:
-        if options.state:
-            stream = PredictionStream(run, state=options.state)
+        if stream:
             predictions = stream.predict(images, options.stream_batch if options.stream else None)
         else:
             predictions = predict(run, images, run.make_aggregator, options.stream, options.stream_batch)
         record = distributed.by_first_process(lambda: save_predictions(run, predictions, options, folder))
-        if options.state:
+        if stream:
             stream.save()
         return record
 
@@ -109,12 +114,14 @@ def check_prediction(run: LoadedRun, options: Options) -> None:
         raise UserError(f"--top_k must be at least 1, not {options.top_k}.")
     if not options.poll > 0:
         raise UserError(f"--poll must be more than 0 seconds, not {options.poll}.")
+    if options.state and not options.state.parent.is_dir():
+        raise UserError(f"There is no folder {options.state.parent} for --state: create it first.")
     if options.watch and distributed.world_size() > 1:
         raise UserError("--watch works in one process: start it without torchrun.")
     check_adaptation(run, replace(options, stream=options.stream or options.watch or options.state is not None))
 
 
-def watch_folder(run: LoadedRun, options: Options, folder: Path) -> dict:
+def watch_folder(stream: PredictionStream, options: Options, folder: Path) -> dict:
     """Predict the images that appear in a folder, until a signal asks to stop.
 
     Writes predictions/000001.csv, ... in the folder of results, one a batch, and after each batch class_mix.csv and
@@ -123,7 +130,6 @@ def watch_folder(run: LoadedRun, options: Options, folder: Path) -> dict:
     Returns:
         The content of weights.json; of a run without an image an empty one.
     """
-    stream = PredictionStream(run, state=options.state or folder / "stream.state")
     tables = folder / "predictions"
     make_folder(tables)
     inbox = Inbox(options.images, paths_in(tables))
@@ -136,7 +142,7 @@ def watch_folder(run: LoadedRun, options: Options, folder: Path) -> dict:
         number += 1
         table = predictions.table(options.top_k)
         write_atomically(tables / f"{number:06}.{options.format}", FORMATS[options.format](table))
-        record = prediction_record(run, predictions, options, stream.images) | {"batches": stream.batches}
+        record = prediction_record(stream.run, predictions, options, stream.images) | {"batches": stream.batches}
         write_together(folder, summary_files(predictions, record, options, stream.counts))
         kept.update(record)
         get_logger().info(f"{len(table)} images: {tables / f'{number:06}.{options.format}'}, {stream.images} so far.")
@@ -231,6 +237,37 @@ def run_calibrate(options: Options) -> dict:
         + f"\nWritten: {path}"
     )
     return record.to_json()
+
+
+def run_export(options: Options) -> dict:
+    """Write the network in the formats of the options, priors.json and a model card.
+
+    Returns:
+        The content of priors.json, with the largest difference of logits by format under "differences".
+    """
+    check_packages(options.formats)
+    run = load_run(options.checkpoint, "cpu", options.config, data=False)
+    exporter = Exporter(run)
+    with results_folder(options.checkpoint, "export", options.output) as folder:
+        get_logger().info(f"Exporting {', '.join(options.formats)}: a minute or so.")
+        written, files, differences = {}, {}, {}
+        for name in options.formats:
+            file, write, _ = EXPORT_FORMATS[name]
+            written[file] = write(exporter)
+            differences[name] = exporter.check(name, written[file])
+            files[file] = f"{DESCRIPTIONS[name]}, {len(written[file]) / 1e6:.1f} MB"
+        priors = priors_record(run)
+        files["priors.json"] = "class names and counts, log priors, calibration: what `tade` needs"
+        config = config_of(load_checkpoint(options.checkpoint)) or run.config.config
+        card = model_card(priors, config, files, figures_of(options.checkpoint, run.checkpoint.sha256))
+        content = json.dumps(priors, indent=1, allow_nan=False) + "\n"
+        write_together(folder, {**written, "README.md": os.fsencode(card), "priors.json": content.encode()})
+        checked = ", ".join(f"{name} {value:.1e}" for name, value in differences.items() if value is not None)
+        get_logger().info(
+            (f"Largest difference of logits to the checkpoint's: {checked}.\n" if checked else "")
+            + f"Written: {', '.join(str(folder / name) for name in (*files, 'README.md'))}"
+        )
+    return {**priors, "differences": differences}
 
 
 def open_run(options: Options, default: Mapping[str, object] | None = None, data: bool = True) -> LoadedRun:
