@@ -1,6 +1,6 @@
 """The record of an evaluation: one class for each level of results.json, and what is made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,16 +171,16 @@ class Predictions:
         names = np.array(self.class_names, dtype=object)
         first = probabilities[:, 0]
         columns: dict[str, Any] = {
-            "path": np.array(self.names, dtype=object),  # not pandas's text, which has no place for half characters
-            "class": names[labels[:, 0]],
+            "path": _texts(self.names),
+            "class": _texts(names[labels[:, 0]]),
             "probability": first.numpy(),
             "margin": (first - probabilities[:, 1]).numpy(),
         }
         if self.equal_weights:
-            columns["equal_weights_class"] = names[self.equal_weights[0]]
+            columns["equal_weights_class"] = _texts(names[self.equal_weights[0]])
             columns["equal_weights_probability"] = self.equal_weights[1].numpy()
         for k in range(1, shown):
-            columns[f"class_{k + 1}"] = names[labels[:, k]]
+            columns[f"class_{k + 1}"] = _texts(names[labels[:, k]])
             columns[f"probability_{k + 1}"] = probabilities[:, k].numpy()
         return pd.DataFrame(columns)
 
@@ -202,7 +202,7 @@ class Predictions:
         """
         counts = counts or self.counts()
         share = self.learning.get("prior") or (counts.expected / counts.expected.sum()).tolist()
-        columns: dict[str, Any] = {"class": np.array(self.class_names, dtype=object)}
+        columns: dict[str, Any] = {"class": _texts(self.class_names)}
         if self.cls_num_list:
             columns["training_images"] = self.cls_num_list
         columns |= {
@@ -213,6 +213,11 @@ class Predictions:
         if self.equal_weights:
             columns["equal_weights_count"] = counts.equal_weights.tolist()
         return pd.DataFrame(columns)
+
+
+def _texts(values: Sequence[str] | np.ndarray) -> pd.Series:
+    """A column of Python's strings: pandas's own have no place for names that are no UTF-8."""
+    return pd.Series(list(values), dtype=object)
 
 
 @dataclass
