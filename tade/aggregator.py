@@ -85,6 +85,11 @@ class Aggregator(ABC):
         """Whether there is an `update`."""
         return cls.update is not Aggregator.update
 
+    @classmethod
+    def keeps_state(cls) -> bool:
+        """Whether there is a `state_dict`."""
+        return cls.state_dict is not Aggregator.state_dict
+
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
         """log p(y|x) under the test distribution as far as it is known. [N, E, C] -> [N, C]; keeps no state.

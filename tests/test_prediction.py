@@ -18,7 +18,7 @@ from PIL import Image
 
 import trainer
 from data_loader.image_lists import ImageList
-from tade import GivenPriorAggregator, PriorAggregator, StabilityAggregator
+from tade import Aggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
 from trainer import predict_stream
 from trainer.command_line import Options, parse
 from trainer.jobs import RECOMMENDED
@@ -316,6 +316,16 @@ def test_a_state_of_something_else_is_refused(run, named, photos, tmp_path):
             PredictionStream(run, PriorAggregator, state)
     state.write_bytes(data)
     assert PredictionStream(run, PriorAggregator, state).images == 20
+
+
+def test_an_aggregator_that_keeps_no_state(run, photos, tmp_path):
+    class Forgetful(PriorAggregator):
+        state_dict = Aggregator.state_dict
+
+    (predicted,) = predict_stream(run, [paths(photos, 0, 20)], Forgetful)
+    assert len(predicted.names) == 20
+    with pytest.raises(UserError, match="Forgetful cannot put aside what it learned: leave --state out"):
+        PredictionStream(run, Forgetful, tmp_path / "state")
 
 
 def test_a_state_between_runs_of_the_script(named, photos, tmp_path):

@@ -20,7 +20,7 @@ from trainer.loaded_run import LoadedRun, load_run
 from trainer.model_card import figures_of, model_card
 from trainer.prediction import PredictionStream, predict
 from trainer.prediction_files import FORMATS, check_format, paths_in
-from trainer.registry import make_config
+from trainer.registry import AGGREGATORS, make_config
 from trainer.results import ClassCounts, Predictions, save_results
 from trainer.run_folder import results_folder
 from trainer.training import train
@@ -94,7 +94,9 @@ def run_predict_folder(options: Options) -> dict:
     stream = PredictionStream(run, state=options.state) if options.state else None
     if options.watch:
         with results_folder(options.checkpoint, "predict", options.output) as folder:
-            return watch_folder(stream or PredictionStream(run, state=folder / "stream.state"), options, folder)
+            keeps = AGGREGATORS[aggregator_section(run.config)["type"]].keeps_state()
+            own_state = folder / "stream.state" if keeps else None
+            return watch_folder(stream or PredictionStream(run, state=own_state), options, folder)
     images = list_folder(options.images)
     with results_folder(options.checkpoint, "predict", options.output) as folder:
         if stream:

@@ -96,7 +96,8 @@ class PredictionStream:
             time.
 
     Raises:
-        UserError: the aggregator cannot follow a stream, or the file is damaged or of another checkpoint or aggregator.
+        UserError: the aggregator cannot follow a stream or put aside what it learned, or the file is damaged or of
+            another checkpoint or aggregator.
     """
 
     def __init__(self, run: LoadedRun, make_aggregator: AggregatorMaker | None = None, state: Path | str | None = None):
@@ -105,6 +106,8 @@ class PredictionStream:
         used = calibration_used(run, self.aggregator)
         self.calibration = used.to_json() if used else None
         self.state = Path(state) if state else None
+        if state and not self.aggregator.keeps_state():
+            raise UserError(f"{type(self.aggregator).__name__} cannot put aside what it learned: leave --state out.")
         self.batches = 0
         #: Of all images so far.
         self.counts = ClassCounts.none(len(run.cls_num_list))
