@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from utils.errors import UserError
@@ -153,6 +154,15 @@ class BaseDataLoader(ABC):
     def test_names(self) -> list[str]:
         """The name of every test image, [N]: a path, or by default its number."""
         return [str(number) for number in range(len(self.test_batches().targets))]
+
+    def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
+        """Small pictures of test images, for reports; None of an image that cannot be shown, by default of all.
+
+        Args:
+            indices: of images of `test_batches`.
+            size: longest side in pixels; smaller images keep their size.
+        """
+        return [None] * len(indices)
 
     @abstractmethod
     def test_distributions(self) -> dict[str, np.ndarray]:

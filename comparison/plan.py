@@ -10,6 +10,7 @@ from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer.command_line import Options
 from trainer.loaded_run import SECTIONS as TESTING_SECTIONS
 from trainer.registry import COMPONENTS, make_config
+from trainer.schedule import moved_schedule
 from trainer.training import training_config
 from utils.errors import UserError, unknown
 from utils.parse_config import ConfigParser, merge, parse_assignment, read_json
@@ -102,13 +103,7 @@ def plan_runs(
     runs = []
     for name in data:
         for method in methods:
-            path = CONFIGS / f"config_{name}_{method}.json"
-            if not path.exists():
-                raise unknown(
-                    "data set and method",
-                    f"{name}_{method}",
-                    [p.stem.removeprefix("config_") for p in CONFIGS.glob("config_*.json")],
-                )
+            path = config_path(name, method)
             base = make_config(read_json(path))
             changes = (scaled_schedule(base, epochs) if epochs else []) + (quick_changes(base) if quick else [])
             runs += [plan_run(name, method, seed, output, [*changes, *assignments], device) for seed in seeds]
@@ -123,9 +118,26 @@ def plan_runs(
     return runs
 
 
+def config_path(data: str, method: str) -> Path:
+    """The config of a method on a data set.
+
+    Raises:
+        UserError: there is none; names the methods that the data set has, or the data sets.
+    """
+    path = CONFIGS / f"config_{data}_{method}.json"
+    if path.exists():
+        return path
+    stems = {config.stem.removeprefix("config_") for config in CONFIGS.glob("config_*.json")}
+    data_sets = {stem.removesuffix("_softmax") for stem in stems if stem.endswith("_softmax")}
+    if data not in data_sets:
+        raise unknown("data set", data, data_sets)
+    prefix = f"{data}_"
+    raise unknown(f"method for {data}", method, {s.removeprefix(prefix) for s in stems if s.startswith(prefix)})
+
+
 def plan_run(data: str, method: str, seed: int, output: Path, assignments: Sequence[str], device: str | None) -> Run:
     """One run of `plan_runs`."""
-    path = CONFIGS / f"config_{data}_{method}.json"
+    path = config_path(data, method)
     base = read_json(path)
     folder = output / base["name"] / f"seed{seed}"
     sections = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
@@ -170,27 +182,8 @@ def plan_run(data: str, method: str, seed: int, output: Path, assignments: Seque
 
 
 def scaled_schedule(config: ConfigParser, epochs: int) -> list[str]:
-    """Assignments that shorten (or lengthen) a schedule.
-
-    Steps and re-weighting move in proportion; warm-up ends before half of the first step.
-    """
-    whole = config["trainer"]["epochs"]
-
-    def scaled(epoch: int) -> int:
-        return max(1, round(epoch * epochs / whole))
-
-    changes = {"trainer;epochs": epochs}
-    schedule = config["lr_scheduler"].get("args", {})
-    for key in ("step1", "step2", "T_max", "step_size"):
-        if key in schedule:
-            changes[f"lr_scheduler;args;{key}"] = scaled(schedule[key])
-    if "milestones" in schedule:
-        changes["lr_scheduler;args;milestones"] = [scaled(epoch) for epoch in schedule["milestones"]]
-    if "step1" in schedule:
-        changes["lr_scheduler;args;warmup_epoch"] = min(schedule.get("warmup_epoch", 0), scaled(schedule["step1"]) // 2)
-    if config["loss"].get("args", {}).get("reweight_epoch", -1) > 0:
-        changes["loss;args;reweight_epoch"] = scaled(config["loss"]["args"]["reweight_epoch"])
-    return [f"{path}={json.dumps(value)}" for path, value in changes.items()]
+    """Assignments that shorten (or lengthen) a schedule, see `moved_schedule`."""
+    return [f"{path}={json.dumps(value)}" for path, value in moved_schedule(config.config, epochs).items()]
 
 
 def quick_changes(config: ConfigParser) -> list[str]:

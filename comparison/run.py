@@ -23,8 +23,9 @@ from typing import NoReturn
 import torch
 
 from comparison.cost import cost_of
+from comparison.page import Evaluated
 from comparison.plan import CHECKPOINTS, Run, plan_runs
-from comparison.tables import cost_table, records, write_comparison
+from comparison.tables import cost_table, records, row_label, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.on_disk import usable_cores
 from trainer import train
@@ -257,22 +258,23 @@ def stop_waiting(number: int) -> None:
 
 def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
     """Write and show tables and plots of all finished runs."""
-    rows, costs = [], []
+    rows, evaluated, costs = [], [], []
     for run in runs:
         checkpoint = load_checkpoint(run.folder / "last.pth")
         tested = read_results(run, "last", "test_all")
         for name in CHECKPOINTS:
             for job in JOBS:
                 if results_file(run, name, job).exists():
-                    rows += records(
+                    results, learned, compared = (
                         read_results(run, name, job),
-                        data=run.data,
-                        method=run.method,
-                        seed=run.seed,
-                        checkpoint="last epoch" if name == "last" else "best epoch",
-                        learned=job == "test_train",
-                        compared=run.adapting is not None,
+                        job == "test_train",
+                        run.adapting is not None,
                     )
+                    kept = "last epoch" if name == "last" else "best epoch"
+                    where = {"data": run.data, "seed": run.seed, "checkpoint": kept}
+                    rows += records(results, method=run.method, learned=learned, compared=compared, **where)
+                    row = row_label(run.method, learned, compared)
+                    evaluated.append(Evaluated(row=row, results=results, **where))
         costs.append(
             {
                 "data": run.data,
@@ -286,7 +288,7 @@ def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
     first = {(run.data, run.method): run for run in reversed(runs)}
     cost = cost_table(costs, {key: cost_of(run.config()).loc["total"] for key, run in first.items()})
     commands = [line for run in reversed(first.values()) for line in run.commands]
-    announce(write_comparison(output, rows, cost, command, note, commands))
+    announce(write_comparison(output, rows, evaluated, cost, command, note, commands))
 
 
 def check_data(runs: list[Run]) -> None:

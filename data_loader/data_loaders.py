@@ -2,7 +2,7 @@
 
 from base.base_data_loader import TrainedOn
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
-from data_loader.datasets import ImageSet, load_cifar, load_digits
+from data_loader.datasets import CIFAR_CLASSES, ImageSet, load_cifar, load_digits
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.on_disk import ListDataLoader
 from data_loader.published_lists import PublishedListDataLoader
@@ -46,6 +46,7 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
             trained_on=trained_on,
         )
         self.data_dir = data_dir
+        self.class_names = CIFAR_CLASSES[self.name]
 
     def load(self, train: bool) -> ImageSet:
         return load_cifar(self.name, self.data_dir, train)

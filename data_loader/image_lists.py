@@ -204,6 +204,16 @@ def decode(path: Path) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def thumbnail(path: Path, size: int) -> Image.Image | None:
+    """A small picture of an image file, its longest side `size` pixels at most; None where it cannot be decoded."""
+    try:
+        image = decode(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((size, size))
+    return image
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB image -> [H, W, 3] uint8, as Pillow has it in memory; `collate` puts the channels first."""
     return torch.from_numpy(np.array(image))

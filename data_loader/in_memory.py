@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches, TrainedOn, digest
@@ -158,6 +159,14 @@ class InMemoryDataLoader(BaseDataLoader):
 
     def _evaluation_slices(self, count: int) -> list[slice]:
         return batch_slices(count, EVALUATION_BATCH.get(self.device.type, EVALUATION_BATCH["cuda"]))
+
+    def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
+        pictures: list[Image.Image | None] = []
+        for image in self.test_set.images[torch.as_tensor(indices, dtype=torch.int64)]:
+            picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+            picture.thumbnail((size, size))
+            pictures.append(picture)
+        return pictures
 
     def test_distributions(self) -> dict[str, np.ndarray]:
         self._check_test_labels()

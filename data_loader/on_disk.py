@@ -8,13 +8,14 @@ from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches, TrainedOn, digest
 from data_loader import pil_transforms
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices, hold_out
-from data_loader.image_lists import ImageList, ListDataset, collate, list_class_folders, list_folder
+from data_loader.image_lists import ImageList, ListDataset, collate, list_class_folders, list_folder, thumbnail
 from data_loader.overlaps import compare_lists, shared_files
 from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import normalize
@@ -317,6 +318,9 @@ class ListDataLoader(BaseDataLoader):
             self._check_data()
         pipeline = pil_transforms.evaluation(self.image_size)
         return self._evaluation(images, [pipeline], range(len(images)), [0] * len(images), source)
+
+    def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
+        return [thumbnail(self.test_images.path(index), size) for index in indices]
 
     def test_distributions(self) -> dict[str, np.ndarray]:
         self._check_test_labels()

@@ -47,8 +47,8 @@ class PriorAggregator(LikelihoodAggregator):
     Without step 2 and without a calibration, s carries the bias of the scores, of which its error knows nothing.
 
     It falls back to the prior-free ensemble, and says so in "note", where logits are not finite, where all images are
-    predicted as one class (one image always is), and where s stays unknown: a standard error above LARGEST_ERROR. Where
-    the likelihood still rises at the bound of s, s is taken as 0, and the class-wise part is kept.
+    predicted as one class (one image always is), and where s stays unknown: a standard error above LARGEST_ERROR, or a
+    likelihood that still rises at the bound of s, as with networks that were hardly trained.
 
     What is kept between calls: L at GRID values of s, the predicted images of each class [C], and of the latest
     `buffer` images [buffer, GRID] for step 2 and their likelihoods [buffer, C] in float32 for step 3, twice with views.
@@ -65,9 +65,9 @@ class PriorAggregator(LikelihoodAggregator):
         debias: whether to do step 2, where no calibration is given. It takes views, as the test of step 3 does: they
             are asked for (`needs`), and `fit` and `update` can do without.
         bias_center, bias_scale: mean and standard deviation of the prior of b1 = beta times the standard deviation of
-            log pi, in natural-log units. Calibrations on labeled images gave b1 / a of -0.41 (TADE, 200 epochs), -0.12
-            (30 epochs), -0.25 (RIDE) and -0.19 (Softmax) on CIFAR100-LT, and -0.08 on Caltech-101-LT: no network scores
-            rare classes too high.
+            log pi, in natural-log units. Calibrations on the labeled test images (`--calibrate_on_test` prints them)
+            gave b1 / a of -0.41 (TADE, 200 epochs), -0.12 (30 epochs), -0.25 (RIDE) and -0.19 (Softmax) on CIFAR100-LT,
+            and -0.08 on Caltech-101-LT: no network scores rare classes too high.
         skew_scale: standard deviation of the prior of s, N(0, skew_scale^2), which counts where images are few.
         classwise: whether to do step 3.
         class_noise: standard deviation over the classes of how much a class's scores are off, in natural-log units. On
@@ -278,19 +278,20 @@ class PriorAggregator(LikelihoodAggregator):
         """Step 1, from the statistics; whether anything can be told of the prior."""
         found = self._likeliest_skew(self.beta)
         if isinstance(found, str):
-            self.note = found
-            return True
+            return self._give_up(found)
         self.skew, self.skew_error = found
         if math.isfinite(self.beta_error):
             other = self._likeliest_skew(self.beta + self.beta_error)
             if not isinstance(other, str):
                 self.skew_error = math.hypot(self.skew_error, other[0] - self.skew)
         if not self.skew_error <= LARGEST_ERROR:
-            reason = f"the skew cannot be told from these images (standard error {self.skew_error:.1f})"
-            self.skew, self.beta = 0.0, 0.0
-            self.reset_prior(reason)
-            return False
+            return self._give_up(f"standard error {self.skew_error:.1f}")
         return True
+
+    def _give_up(self, reason: str) -> bool:
+        self.skew, self.skew_error, self.beta = 0.0, math.inf, 0.0
+        self.reset_prior(f"the skew cannot be told from these images ({reason})")
+        return False
 
     def _likeliest_skew(self, beta: float) -> tuple[float, float] | str:
         """The s of greatest likelihood and its standard error, of scores u + beta log pi; or why there is none."""
@@ -303,7 +304,7 @@ class PriorAggregator(LikelihoodAggregator):
             likelihood = likelihood - self.sum_of_weights * interpolate(grid, self.grid, self.log_normalizers)
         best = int(likelihood.argmax())
         if best in (0, len(grid) - 1):
-            return f"the likelihood still rises at a skew of {float(grid[best]):.1f}: the skew is taken as 0"
+            return f"the likelihood still rises at a skew of {float(grid[best]):.1f}"
         below, at, above = likelihood[best - 1 : best + 2].tolist()
         curvature = 2 * at - below - above  # -L'' times the square of the grid's step
         spread = self.sum_of_squares / self.sum_of_weights  # 1 unless images are forgotten

@@ -177,7 +177,8 @@ def test_quick_takes_distributions_that_the_data_set_has():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--methods", "softmaks"], 'Unknown data set and method "cifar100_ir100_softmaks": did you mean'),
+        (["--methods", "softmaks"], 'Unknown method for cifar100_ir100 "softmaks": did you mean "softmax"'),
+        (["--data", "digit"], 'Unknown data set "digit": did you mean "digits"'),
         (["--epochs", "0"], "--epochs must be at least 1, not 0"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--set", "optimizer;args;learning_rate=1"], 'argument of SGD in config section "optimizer" "learning_rate"'),

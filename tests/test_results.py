@@ -122,3 +122,18 @@ def test_one_folder_holds_results_of_one_job(tmp_path):
         (tmp_path / "out" / "results.json").write_text(text)
         with results_folder(tmp_path / "last.pth", "test_train", tmp_path / "out"):
             pass
+
+
+def test_tensorboard_shows_accuracies_under_the_names_of_distributions(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    save_results(RESULTS, tmp_path, "test_all")
+    board = EventAccumulator(str(tmp_path)).Reload()
+    tags = board.Tags()
+    assert {f"top1 test_all/{name}" for name in RESULTS.distributions} <= set(tags["scalars"])
+    (point,) = board.Scalars("top1 test_all/uniform")
+    assert point.value == pytest.approx(RESULTS.distributions["uniform"].top1, abs=1e-4)
+    assert point.step == (RESULTS.checkpoint.epoch or 0)
+    text = board.Tensors("test_all/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert RESULTS.protocol in text and "| uniform |" in text
+    assert board.Images("test_all/accuracy")[0].width < 600

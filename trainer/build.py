@@ -23,6 +23,8 @@ from utils.reference_config import published_aggregator
 from utils.torchvision_import import torchvision
 
 TORCHVISION_NAMES = {
+    "ResNet18Model": "resnet18",
+    "ResNet34Model": "resnet34",
     "ResNet50Model": "resnet50",
     "ResNet101Model": "resnet101",
     "ResNet152Model": "resnet152",

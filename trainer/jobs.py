@@ -3,11 +3,13 @@
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_loader.image_lists import list_folder
+from PIL import Image
+
+from data_loader.image_lists import list_folder, thumbnail
 from trainer.adaptation import adapt, new_aggregator
 from trainer.build import aggregator_maker, aggregator_section, wants_calibration
 from trainer.calibration import calibration_path, save_calibration, shown
@@ -20,6 +22,7 @@ from trainer.loaded_run import LoadedRun, load_run
 from trainer.model_card import figures_of, model_card
 from trainer.prediction import PredictionStream, predict
 from trainer.prediction_files import FORMATS, check_format, paths_in
+from trainer.prediction_page import prediction_page
 from trainer.registry import AGGREGATORS, make_config
 from trainer.results import ClassCounts, Predictions, save_results
 from trainer.run_folder import results_folder
@@ -160,7 +163,8 @@ def watch_folder(stream: PredictionStream, options: Options, folder: Path) -> di
 
 
 def save_predictions(run: LoadedRun, predictions: Predictions, options: Options, folder: Path) -> dict:
-    """Write predictions.csv, class_mix.csv (or the format chosen) and weights.json, and say what was predicted most.
+    """Write predictions.csv, class_mix.csv (or the format chosen), report.html and weights.json, and say what was
+    predicted most.
 
     Returns:
         The content of weights.json.
@@ -168,7 +172,15 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
     table, name = predictions.table(options.top_k), f"predictions.{options.format}"
     record = prediction_record(run, predictions, options, len(table))
     counts = predictions.counts()
-    written = {name: FORMATS[options.format](table), **summary_files(predictions, record, options, counts)}
+
+    def thumbnails(places: Sequence[int], size: int) -> list[Image.Image | None]:
+        return [thumbnail(Path(options.images, predictions.names[place]), size) for place in places]
+
+    written = {
+        name: FORMATS[options.format](table),
+        "report.html": prediction_page(predictions, run.cls_num_list, record, thumbnails),
+        **summary_files(predictions, record, options, counts),
+    }
     others = {f"{stem}.{ending}": None for stem in ("predictions", "class_mix") for ending in FORMATS}
     write_together(folder, {**others, **written})
     weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])

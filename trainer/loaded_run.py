@@ -21,12 +21,12 @@ from trainer.calibration import CalibrationRecord, fit_record, stored_calibratio
 from trainer.continuity import other_parts
 from trainer.devices import choose_device, parallel
 from trainer.logits import check_finite, expert_logits, mean_logits, selected
-from trainer.registry import log_without_effect, make_config
+from trainer.registry import changed_config, log_without_effect, make_config
 from trainer.results import CheckpointRecord
 from utils.checkpoint import load_checkpoint, load_weights, sha256
 from utils.errors import UserError
 from utils.logger import get_logger
-from utils.parse_config import ConfigParser, merge
+from utils.parse_config import ConfigParser
 from utils.reference_config import arguments_of, config_of
 from utils.seed import CALIBRATION, epoch_generator, seed_everything
 
@@ -323,7 +323,7 @@ def evaluation_config(checkpoint: Mapping, overrides: Mapping[str, object], sour
         kept = {key: section for key, section in kept.items() if _is_understood(key, section)}
     if not kept and not overrides:
         raise UserError(f"{source} carries no config: give the one it was trained with, -c CONFIG.")
-    return make_config(merge(kept, overrides))
+    return changed_config(kept, overrides)
 
 
 def _is_understood(key: str, section: object) -> bool:

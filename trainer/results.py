@@ -10,9 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from trainer.evaluation_page import evaluation_page
+from trainer.outcomes import Outcomes, Thumbnails
 from utils import distributed
 from utils.logger import TensorBoardLog, get_logger
-from utils.report import console_table, figures, write_reports
+from utils.report import console_table, figures, markdown_table, short_table, write_reports
 
 Value = float | None | list[float | None]
 
@@ -45,11 +47,13 @@ class DistributionResult:
 
     Args:
         images: number of images.
-        metrics: name -> value: "top1", "many", "medium", "few", and what else the config lists.
+        metrics: name -> value: "top1", "many", "medium", "few", those of DETAILS, and what else the config lists.
         experts_top1: of each expert alone, [E].
         weights: the experts' weights, [E]; None where the method has none.
         equal_weights_top1: of the experts weighted equally, where adaptation is compared with that.
         learning: what the aggregator reports of how it learned.
+        difference_to_equal_weights: {"points", "interval"} of `paired_difference`, where adaptation is compared.
+        outcomes, equal_outcomes: image by image, of the same two; not part of JSON.
     """
 
     images: int
@@ -58,9 +62,14 @@ class DistributionResult:
     weights: list[float] | None = None
     equal_weights_top1: float | None = None
     learning: dict[str, Any] | None = None
+    difference_to_equal_weights: dict[str, Any] | None = None
+    outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
+    equal_outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
 
+    #: Keys in JSON that are there where they have something to say.
+    OPTIONAL = ("weights", "equal_weights_top1", "difference_to_equal_weights", "learning")
     #: Keys in JSON beside those of the metrics.
-    OWN = ("images", "experts_top1", "weights", "equal_weights_top1", "learning")
+    OWN = ("images", "experts_top1", *OPTIONAL)
 
     @property
     def top1(self) -> float | None:
@@ -69,7 +78,7 @@ class DistributionResult:
 
     def to_json(self) -> dict[str, Any]:
         content = {"images": self.images, **self.metrics, "experts_top1": self.experts_top1}
-        optional = {key: getattr(self, key) for key in ("weights", "equal_weights_top1", "learning")}
+        optional = {key: getattr(self, key) for key in self.OPTIONAL}
         return content | {key: value for key, value in optional.items() if value is not None}
 
     @classmethod
@@ -78,11 +87,20 @@ class DistributionResult:
         return cls(**own, metrics={key: value for key, value in content.items() if key not in cls.OWN})
 
     def row(self) -> dict[str, float | None]:
-        """One line of the table: numbers by column; lists such as accuracy by class are left out."""
+        """One line of the full table: numbers by column; lists such as accuracy by class are left out."""
         row: dict[str, float | None] = {"images": self.images, "top1": self.top1}
         if self.equal_weights_top1 is not None:
             row["equal weights"] = self.equal_weights_top1
         row |= {key: value for key, value in self.metrics.items() if not isinstance(value, list)}
+        intervals = {
+            "top1": self.metrics.get("top1_interval"),
+            "difference": (self.difference_to_equal_weights or {}).get("interval"),
+        }
+        if self.difference_to_equal_weights:
+            row["difference"] = self.difference_to_equal_weights["points"]
+        for name, interval in intervals.items():
+            if isinstance(interval, list):
+                row |= {f"{name} low": interval[0], f"{name} high": interval[1]}
         row |= {f"expert {e + 1}": value for e, value in enumerate(self.experts_top1)}
         return row | {f"w{e + 1}": value for e, value in enumerate(self.weights or [])}
 
@@ -101,6 +119,8 @@ class Results:
         distributions: by name, in the order of the tables.
         remark: what sets these figures apart from others of the kind, for titles; None where nothing does.
         calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
+        classes: {"names": [C], "training_images": [C]}; None in files of before.
+        thumbnails: shows test images; not part of JSON.
     """
 
     checkpoint: CheckpointRecord
@@ -112,14 +132,17 @@ class Results:
     distributions: dict[str, DistributionResult] = field(default_factory=dict)
     remark: str | None = None
     calibration: dict[str, Any] | None = None
+    classes: dict[str, list] | None = None
+    thumbnails: Thumbnails | None = field(default=None, repr=False, compare=False)
 
     #: Keys that are left out of JSON where they are None.
-    OPTIONAL = ("remark", "calibration")
+    OPTIONAL = ("remark", "calibration", "classes")
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers, as they stand in results.json."""
+        kept = {key: value for key, value in vars(self).items() if key != "thumbnails"}
         return {
-            **{key: value for key, value in vars(self).items() if value is not None or key not in self.OPTIONAL},
+            **{key: value for key, value in kept.items() if value is not None or key not in self.OPTIONAL},
             "checkpoint": self.checkpoint.to_json(),
             "distributions": {name: result.to_json() for name, result in self.distributions.items()},
         }
@@ -133,7 +156,11 @@ class Results:
         return cls(**{**content, "checkpoint": checkpoint, "distributions": distributions})
 
     def table(self) -> pd.DataFrame:
-        """One row a distribution, one column a number."""
+        """One row a distribution, one column a number: those that the console shows."""
+        return short_table(self.full_table(), self.config)
+
+    def full_table(self) -> pd.DataFrame:
+        """One row a distribution, one column a number: all of results.csv."""
         table = pd.DataFrame.from_dict({name: r.row() for name, r in self.distributions.items()}, orient="index")
         table.index.name = "distribution"
         return table
@@ -255,15 +282,22 @@ def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
         The content of results.json.
     """
     content, table = {"job": job, **results.to_json()}, results.table()
-    files = distributed.by_first_process(lambda: write_reports(folder, content, table))
+
+    def write() -> list[Path]:
+        outcomes = {name: (r.outcomes, r.equal_outcomes) for name, r in results.distributions.items() if r.outcomes}
+        page = evaluation_page(content, outcomes, results.thumbnails)
+        return write_reports(folder, content, results.full_table(), {"report.html": page})
+
+    files = distributed.by_first_process(write)
     checkpoint = results.checkpoint
     get_logger().info(
         f"\n{results.protocol}\n{checkpoint.path}, epoch {checkpoint.epoch} ({checkpoint.selected_by})\n\n"
         f"{console_table(table)}\n\nWritten: {', '.join(str(file) for file in files)}"
     )
     board = TensorBoardLog(folder)
-    for number, (name, result) in enumerate(results.distributions.items()):
-        board.scalars({f"{job}/top1": result.top1}, number)
+    board.text(job, f"{results.protocol}\n\n{markdown_table(table)}")
+    for name, result in results.distributions.items():
+        board.scalars({f"top1 {job}/{name}": result.top1}, checkpoint.epoch or 0)
         for step, weights in enumerate((result.learning or {}).get("weights_after_pass", [])):
             board.scalars({f"{job}_weights_{name}/expert{e + 1}": w for e, w in enumerate(weights)}, step)
     for name, figure in figures(table, results.remark).items():
