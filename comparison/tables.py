@@ -22,31 +22,27 @@ def display_name(method: str) -> str:
     return NAMES.get(method, method)
 
 
-def row_label(method: str, learned: bool, compared: bool) -> str:
+def row_label(method: str, way: str) -> str:
     """What a row of the tables is called.
 
     Args:
         method: as in the names of configs.
-        learned: the weights were learned at test time.
-        compared: the method is evaluated both with equal and with learned weights.
+        way: how it predicts, where that must be said: "equal weights", "test-time training", "estimated prior".
     """
-    name = display_name(method)
-    return name if not compared else f"{name}, test-time training" if learned else f"{name}, equal weights"
+    return f"{display_name(method)}, {way}" if way else display_name(method)
 
 
-def records(
-    results: Results, *, data: str, method: str, seed: int, checkpoint: str, learned: bool, compared: bool
-) -> list[dict]:
+def records(results: Results, *, data: str, row: str, method: str, seed: int, checkpoint: str) -> list[dict]:
     """One record for each distribution of an evaluation.
 
     Args:
         results: of the evaluation.
         data, method, seed, checkpoint: where it comes from.
-        learned, compared: see `row_label`.
+        row: see `row_label`.
     """
     common = {
         "data": data,
-        "row": row_label(method, learned, compared),
+        "row": row,
         "method": method,
         "seed": seed,
         "checkpoint": checkpoint,
@@ -214,7 +210,8 @@ def write_comparison(
         for checkpoint, group in of_data.groupby("checkpoint", sort=False):
             parts += [
                 f"## {data}, {checkpoint}",
-                "Top-1 in percent; mean ± standard deviation over the seeds.",
+                "Top-1 in percent; mean ± standard deviation over the seeds. Where the prior is estimated, logits are "
+                "the mean over averaged views, unless those are switched off.",
                 markdown_lines(accuracy_table(group), "method"),
             ]
             if "uniform" in set(group["distribution"]):

@@ -269,6 +269,8 @@ class ListDataLoader(BaseDataLoader):
 
     def _data_loader(self, dataset: ListDataset, batches, persistent: bool = False) -> DataLoader:
         count = min(self.num_workers, usable_cores())
+        if not persistent and len(batches) == 1:  # one worker would do all, and take its time to start
+            count = 0
         workers = {"persistent_workers": persistent, "prefetch_factor": 4} if count else {}
         return DataLoader(
             dataset,
