@@ -392,7 +392,7 @@ def test_watching_a_folder_until_told_to_stop(named, photos, tmp_path, capsys):
             thread.join()
 
     record = watching(paths(photos, 0, 20), 20, signal.SIGTERM)
-    assert record["images"] == 20 and record["batches"] >= 2
+    assert record["images"] == 20 and record["batches"] >= 2 and set(record["last_batch"]) >= {"images", "changed"}
     record = watching(paths(photos, 20, 40), 40, signal.SIGINT, format="jsonl")
     assert record["images"] == 40 and record["folder"] == str(folder)
     tables = sorted((out / "predictions").iterdir())

@@ -147,7 +147,8 @@ def watch_folder(stream: PredictionStream, options: Options, folder: Path) -> di
         number += 1
         table = predictions.table(options.top_k)
         write_atomically(tables / f"{number:06}.{options.format}", FORMATS[options.format](table))
-        record = prediction_record(stream.run, predictions, options, stream.images) | {"batches": stream.batches}
+        record = prediction_record(stream.run, predictions, options, stream.images)
+        record |= {"batches": stream.batches, "last_batch": {"images": len(table), **certainty(predictions)}}
         write_together(folder, summary_files(predictions, record, options, stream.counts))
         kept.update(record)
         get_logger().info(f"{len(table)} images: {tables / f'{number:06}.{options.format}'}, {stream.images} so far.")
@@ -170,7 +171,7 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
         The content of weights.json.
     """
     table, name = predictions.table(options.top_k), f"predictions.{options.format}"
-    record = prediction_record(run, predictions, options, len(table))
+    record = prediction_record(run, predictions, options, len(table)) | certainty(predictions)
     counts = predictions.counts()
 
     def thumbnails(places: Sequence[int], size: int) -> list[Image.Image | None]:
@@ -199,23 +200,27 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
 def prediction_record(run: LoadedRun, predictions: Predictions, options: Options, images: int) -> dict:
     """The content of weights.json: what predicted, and what was learned from how many images."""
     learning = dict(predictions.learning)
-    probability, label = predictions.log_probabilities.max(dim=1)
     record = {
         "weights": learning.pop("weights", None),
         "images": images,
-        "mean_confidence": float(probability.exp().mean()),
         "folder": str(options.images),
         "checkpoint": run.checkpoint.to_json(),
         "aggregator": aggregator_section(run.config),
         "learning": learning,
     }
-    if predictions.equal_weights:
-        record["changed"] = int((label != predictions.equal_weights[0]).sum())
     if predictions.calibration:
         record["calibration"] = predictions.calibration
     if run.mild_views:
         record["averaged_views"] = run.averaged_views
     return record
+
+
+def certainty(predictions: Predictions) -> dict[str, float | int]:
+    """Mean probability of the predicted classes, and how many images the experts weighted equally call otherwise."""
+    assert predictions.equal_weights
+    probability, label = predictions.log_probabilities.max(dim=1)
+    changed = int((label != predictions.equal_weights[0]).sum())
+    return {"mean_confidence": float(probability.exp().mean()), "changed": changed}
 
 
 def summary_files(predictions: Predictions, record: dict, options: Options, counts: ClassCounts) -> dict[str, bytes]:
