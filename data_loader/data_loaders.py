@@ -1,5 +1,6 @@
 """The data loader classes that a config may name in `data_loader.type`."""
 
+from base.base_data_loader import TrainedOn
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.datasets import CIFAR_CLASSES, ImageSet, load_cifar, load_digits
 from data_loader.in_memory import InMemoryDataLoader
@@ -32,6 +33,7 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
         val_fraction: float = 0.0,
+        trained_on: TrainedOn | None = None,
     ):
         super().__init__(
             batch_size=batch_size,
@@ -41,6 +43,7 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
             num_workers=num_workers,
             balanced=balanced,
             val_fraction=val_fraction,
+            trained_on=trained_on,
         )
         self.data_dir = data_dir
         self.class_names = CIFAR_CLASSES[self.name]
@@ -88,6 +91,7 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
         balanced: bool = False,
         val_fraction: float = 0.0,
         noise: float = 0.0,
+        trained_on: TrainedOn | None = None,
     ):
         if noise < 0:
             raise ValueError(f"noise must be at least 0, not {noise}")
@@ -99,6 +103,7 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
             num_workers=num_workers,
             balanced=balanced,
             val_fraction=val_fraction,
+            trained_on=trained_on,
         )
         self.noise = noise
 

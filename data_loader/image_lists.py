@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import UserError, unknown
+from utils.logger import get_logger, progress
 
 LONGEST_LABEL = 7  # digits: as many classes take 80 MB to count
+#: What Pillow raises for a file that is missing or no image.
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
@@ -55,6 +58,12 @@ class ImageList:
                 "where lists come from."
             ) from error
         return cls(list_path, Path(data_dir), *_parse(data, list_path))
+
+    @classmethod
+    def of(cls, folder: Path, names: Sequence[str]) -> "ImageList":
+        """Some files of a folder, unlabeled: every target is 0. None of them stand in the place of a list not read."""
+        encoded = [os.fsencode(name) for name in names]
+        return cls(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(encoded), np.int64))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -104,13 +113,13 @@ def list_folder(folder: str | Path) -> ImageList:
         UserError: the folder is missing, or holds no image file.
     """
     folder = Path(folder)
-    encoded = [os.fsencode(path) for path in image_files(folder)]
-    if not encoded:
+    files = image_files(folder)
+    if not files:
         raise UserError(
             f"There is no image file under {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder "
             "that holds some."
         )
-    return ImageList(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(encoded), np.int64))
+    return ImageList.of(folder, files)
 
 
 def image_files(folder: Path) -> list[str]:
@@ -257,11 +266,40 @@ class ListDataset(Dataset):
         path = self.images.path(index)
         try:
             image = decode(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNDECODABLE as error:
             return str(path) if self.skip_bad else bad_image(path, error)
         with seeded(seed):
             results = [to_tensor(transform(image)) for transform in self.transforms]
         return *results, int(self.images.targets[index])
+
+
+def read_small(images: ImageList, size: int) -> tuple[Tensor, ImageList]:
+    """Decode images into memory, scaled to `size` on the shorter side and cropped to the middle.
+
+    Those that cannot be decoded are left out, with a warning that names them.
+
+    Returns:
+        [N, 3, size, size] uint8, and the list of these images.
+
+    Raises:
+        UserError: none can be decoded.
+    """
+    decoded, good = [], []
+    for index in progress(range(len(images)), "reading images", unit="image"):
+        try:
+            image = ImageOps.fit(decode(images.path(index)), (size, size), Image.Resampling.BILINEAR)
+        except UNDECODABLE as error:
+            get_logger().warning(f"{images.path(index)} is left out: {why_bad(error)}.")
+            continue
+        decoded.append(to_tensor(image).permute(2, 0, 1))
+        good.append(index)
+    if not good:
+        raise UserError(f"None of the {len(images)} images of {images.list_path} can be decoded: give others.")
+    return torch.stack(decoded), images.select(np.array(good))
+
+
+def why_bad(error: Exception) -> str:
+    return "it is missing" if isinstance(error, FileNotFoundError) else f"it cannot be decoded ({error})"
 
 
 def bad_image(path: Path, error: Exception) -> UserError:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from base.base_data_loader import TrainedOn
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.image_lists import ImageList
 from data_loader.on_disk import IMAGENET_MEAN, IMAGENET_STD, ListDataLoader
@@ -24,6 +25,7 @@ class PublishedListDataLoader(ListDataLoader):
             distributions are chosen from it.
         distributions: names of the test distributions; by default the published ones.
         val_fraction: as in ListDataLoader; for iNaturalist, whose validation images are its test images.
+        trained_on: see ListDataLoader.
     """
 
     lists: str
@@ -48,6 +50,7 @@ class PublishedListDataLoader(ListDataLoader):
         test_list: str | None = None,
         distributions: list[str] | None = None,
         val_fraction: float = 0.0,
+        trained_on: TrainedOn | None = None,
     ):
         self.list_dir = Path(list_dir)
         self.own_test_list = test_list is not None
@@ -68,6 +71,7 @@ class PublishedListDataLoader(ListDataLoader):
             retain_epoch_size=retain_epoch_size,
             on_bad_image=on_bad_image,
             val_fraction=val_fraction,
+            trained_on=trained_on,
         )
 
     def _list(self, name: str) -> str:

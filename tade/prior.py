@@ -1,7 +1,7 @@
 """Estimating the test images' own class prior, instead of weighting experts against each other."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from tade.asymmetry import TurningGauge, find_bias, interpolate, stability_asymm
 from tade.calibration import CHUNK, Calibration, standardized
 from tade.likelihood import LikelihoodAggregator
 from tade.priors import EPSILON
+from tade.state import check_names, put_aside, taken_up
 
 GRID = 121  # values of the skew s at which the likelihood is kept
 LARGEST_ERROR = 1.0  # a standard error of s beyond which nothing is known of it
@@ -136,6 +137,37 @@ class PriorAggregator(LikelihoodAggregator):
         self.gauge_kept = Kept()  # log evidence at every s, and asymmetry in the last column, [., GRID + 1]
         self.turning_gauge: TurningGauge | None = None
 
+    learned = (
+        *LikelihoodAggregator.learned,
+        *("skew", "skew_error", "kappa", "beta", "beta_error"),
+        *("log_likelihood", "predicted", "sum_of_weights", "sum_of_squares"),
+    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Aggregator. Of the size of what is kept between calls: [buffer, C] in float32, twice with views."""
+        kept = {name: getattr(self, name).state_dict() for name in self._kept_widths()}
+        gauge = self.turning_gauge and put_aside(self.turning_gauge.sums)
+        return {**super().state_dict(), **kept, "turning_gauge": gauge}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        kept = self._kept_widths()
+        check_names(state, {*self.learned, *kept, "turning_gauge"})
+        super().load_state_dict({name: state[name] for name in self.learned})
+        try:
+            for name, width in kept.items():
+                getattr(self, name).load_state_dict(state[name], width, self.buffer)
+            if state["turning_gauge"] is not None:
+                gauge = self._start_gauge()
+                gauge.sums = taken_up("turning_gauge", state["turning_gauge"], gauge.sums)
+        except ValueError:
+            self.reset()
+            raise
+
+    def _kept_widths(self) -> dict[str, int]:
+        """Attributes that keep a row of numbers for each of the latest images -> numbers in a row."""
+        classes = len(self.log_prior)
+        return {"likelihoods_kept": classes, "views_kept": classes, "gauge_kept": GRID + 1}
+
     def _know_nothing(self) -> None:
         self.skew, self.skew_error, self.kappa = 0.0, math.inf, 0.0
         self.beta, self.beta_error = 0.0, math.inf  # in units of log pi
@@ -223,8 +255,7 @@ class PriorAggregator(LikelihoodAggregator):
         """Step 2, with new images' log evidence [N, GRID], asymmetry and weights, [N] each."""
         assert self.bias_prior
         if self.forgetting < 1:
-            gauge = self.turning_gauge or TurningGauge(self.grid, self.log_normalizers, *self.bias_prior)
-            self.turning_gauge = gauge
+            gauge = self.turning_gauge or self._start_gauge()
             mean = self.log_likelihood / self.sum_of_weights + self.log_normalizers
             gauge.add(evidence + self.log_normalizers.float(), asymmetry, mean)
             self.beta, self.beta_error = gauge.bias()
@@ -234,6 +265,14 @@ class PriorAggregator(LikelihoodAggregator):
         self.beta, self.beta_error = find_bias(
             evidence, asymmetry, weights, self.grid, self.log_normalizers, *self.bias_prior
         )
+
+    def _start_gauge(self) -> TurningGauge:
+        if not self.bias_prior:
+            raise ValueError(
+                "the state is of an aggregator that looks for the bias of the scores, and this one does not"
+            )
+        self.turning_gauge = TurningGauge(self.grid, self.log_normalizers, *self.bias_prior)
+        return self.turning_gauge
 
     def _find_skew(self) -> bool:
         """Step 1, from the statistics; whether anything can be told of the prior."""
@@ -358,6 +397,19 @@ class Kept:
         weights = torch.cat([self.weights, weights])
         self.rows, self.weights = rows[-limit:].clone(), weights[-limit:].clone()
         return rows, weights
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        return {"rows": put_aside(self.rows), "weights": put_aside(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any], width: int, limit: int) -> None:
+        """Raises ValueError unless it is of rows of `width` finite numbers, `limit` at most."""
+        check_names(state, {"rows", "weights"})
+        rows, weights = state["rows"], state["weights"]
+        count = len(weights) if isinstance(weights, Tensor) and weights.ndim == 1 else -1
+        if not 0 <= count <= limit or (rows is None) != (count == 0):
+            raise ValueError(f"the state must keep a row and a weight for each of {limit} images at most")
+        self.weights = taken_up("weights", weights, torch.zeros(count, dtype=torch.float64))
+        self.rows = None if rows is None else taken_up("rows", rows, torch.zeros(count, width))
 
 
 def _finite(value: float) -> float | None:

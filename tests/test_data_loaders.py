@@ -216,7 +216,8 @@ def test_other_test_images(loader):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ("some/folder", r"ImbalanceDigitsDataLoader reads no image files: give a uint8 tensor \[N, 3, 16, 16\]"),
+        ("some/folder", "There is no image file under some/folder"),
+        (None, r"takes a folder of images or a uint8 tensor \[N, 3, 16, 16\], not a NoneType"),
         (torch.zeros(2, 3, 16, 16), r"not float32 \[2, 3, 16, 16\]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"uint8 tensor \[N, 3, 16, 16\] .* not uint8 \[2, 3, 8, 8\]"),
         (torch.zeros(3, 16, 16, dtype=torch.uint8), "with one image at least"),

@@ -118,7 +118,7 @@ def test_what_is_refused_leaves_no_folder(digits_run, tmp_path):
     test_time, out = read_json(TEST_TIME), tmp_path / "out"
     with pytest.raises(UserError, match="batches have at least one image"):
         run_job("test_train_cifar", digits_run["last"], test_time, output=out, stream=True, stream_batch=0)
-    with pytest.raises(UserError, match="reads no image files"):
+    with pytest.raises(UserError, match="There is no image file under"):
         run_job("predict_folder", digits_run["last"], test_time, output=out, images=tmp_path)
     assert not out.exists()
 

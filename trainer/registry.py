@@ -45,6 +45,7 @@ COMPONENTS = {
 
 #: Arguments that the code supplies, so that configs need not.
 SUPPLIED = {
+    "data_loader": {"trained_on"},
     "loss": {"cls_num_list"},
     "optimizer": {"params"},
     "lr_scheduler": {"optimizer"},

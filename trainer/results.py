@@ -1,11 +1,13 @@
 """The record of an evaluation: one class for each level of results.json, and what is made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from trainer.evaluation_page import evaluation_page
@@ -172,9 +174,11 @@ class Predictions:
         names: of the images: paths, or numbers where they have none, [N].
         log_probabilities: log p(y|x), [N, C].
         class_names: [C].
-        learning: what the aggregator reports, with its "weights" where it has some; empty for equal weights.
-        checkpoint: what predicted.
+        learning: what the aggregator reports.
+        checkpoint: that predicted.
         calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
+        equal_weights: class and probability by the experts weighted equally, [N] each; None where that was not asked.
+        cls_num_list: training images per class, [C].
     """
 
     names: list[str]
@@ -183,12 +187,90 @@ class Predictions:
     learning: dict[str, Any]
     checkpoint: CheckpointRecord
     calibration: dict[str, Any] | None = None
+    equal_weights: tuple[Tensor, Tensor] | None = None
+    cls_num_list: list[int] | None = None
 
-    def table(self) -> pd.DataFrame:
-        """One row an image: path, class, probability."""
-        probability, label = self.log_probabilities.exp().max(dim=1)
-        classes = [self.class_names[c] for c in label.tolist()]
-        return pd.DataFrame({"path": self.names, "class": classes, "probability": probability.numpy()})
+    def table(self, top_k: int = 5) -> pd.DataFrame:
+        """One row an image: path, class, probability, margin (over the second class), the class and the probability by
+        equal weights, then the next likely classes with theirs: class_2, probability_2, ... up to `top_k`."""
+        shown = min(top_k, len(self.class_names))
+        probabilities, labels = self.log_probabilities.exp().topk(max(2, shown), dim=1)
+        names = np.array(self.class_names, dtype=object)
+        first = probabilities[:, 0]
+        columns: dict[str, Any] = {
+            "path": _texts(self.names),
+            "class": _texts(names[labels[:, 0]]),
+            "probability": first.numpy(),
+            "margin": (first - probabilities[:, 1]).numpy(),
+        }
+        if self.equal_weights:
+            columns["equal_weights_class"] = _texts(names[self.equal_weights[0]])
+            columns["equal_weights_probability"] = self.equal_weights[1].numpy()
+        for k in range(1, shown):
+            columns[f"class_{k + 1}"] = _texts(names[labels[:, k]])
+            columns[f"probability_{k + 1}"] = probabilities[:, k].numpy()
+        return pd.DataFrame(columns)
+
+    def counts(self) -> "ClassCounts":
+        """Images of each class, expected and predicted."""
+        classes = len(self.class_names)
+        equal = self.equal_weights[0] if self.equal_weights else torch.zeros(0, dtype=torch.int64)
+        return ClassCounts(
+            self.log_probabilities.double().exp().sum(dim=0),
+            torch.bincount(self.log_probabilities.argmax(dim=1), minlength=classes),
+            torch.bincount(equal, minlength=classes),
+        )
+
+    def class_mix(self, counts: "ClassCounts | None" = None) -> pd.DataFrame:
+        """One row a class: its training images, estimated share, expected, predicted and equally weighted count.
+
+        Args:
+            counts: of these and earlier batches, for a stream.
+        """
+        counts = counts or self.counts()
+        share = self.learning.get("prior") or (counts.expected / counts.expected.sum()).tolist()
+        columns: dict[str, Any] = {"class": _texts(self.class_names)}
+        if self.cls_num_list:
+            columns["training_images"] = self.cls_num_list
+        columns |= {
+            "estimated_share": share,
+            "expected_count": counts.expected.tolist(),
+            "predicted_count": counts.predicted.tolist(),
+        }
+        if self.equal_weights:
+            columns["equal_weights_count"] = counts.equal_weights.tolist()
+        return pd.DataFrame(columns)
+
+
+def _texts(values: Sequence[str] | np.ndarray) -> pd.Series:
+    """A column of Python's strings: pandas's own have no place for names that are no UTF-8."""
+    return pd.Series(list(values), dtype=object)
+
+
+@dataclass
+class ClassCounts:
+    """Images of each class among predicted ones.
+
+    Args:
+        expected: sum of the probabilities, [C] float64.
+        predicted: by the largest probability, [C].
+        equal_weights: by the experts weighted equally, [C].
+    """
+
+    expected: Tensor
+    predicted: Tensor
+    equal_weights: Tensor
+
+    @classmethod
+    def none(cls, classes: int) -> "ClassCounts":
+        """Of no image."""
+        whole = torch.zeros(classes, dtype=torch.int64)
+        return cls(torch.zeros(classes, dtype=torch.float64), whole, whole.clone())
+
+    def __add__(self, other: "ClassCounts") -> "ClassCounts":
+        return ClassCounts(
+            self.expected + other.expected, self.predicted + other.predicted, self.equal_weights + other.equal_weights
+        )
 
 
 def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:

@@ -166,6 +166,7 @@ def train(
             "config": checked.config,
             "cls_num_list": loader.cls_num_list,
             "class_map": loader.class_map,
+            "class_names": loader.class_names if loader.is_named else None,
             "fingerprint": fingerprint,
             "seed": seed,
             "device": device_name(chosen_device),
