@@ -82,7 +82,8 @@ def test_scores_by_hand():
     ]
     result = scorer.score(np.array([2, 0]), logits[[2, 0], 0])
     assert result.images == 2 and result.experts_top1 == [100, 50]
-    assert result.metrics == {"top1": 100, "many": 100, "medium": 100, "few": None, "top5_accuracy": 100}
+    expected = {"top1": 100, "many": 100, "medium": 100, "few": None, "per_class_accuracy": [100, 100, None]}
+    assert {name: result.metrics[name] for name in expected} == expected and result.metrics["balanced_accuracy"] == 100
 
 
 def test_selections_equal_a_pass_over_each_distribution(network):

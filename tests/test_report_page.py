@@ -74,9 +74,9 @@ def made_comparison() -> bytes:
         for learned in (False, True):
             results = made_results(adapted=learned)
             row = "TADE, test-time training" if learned else "TADE, equal weights"
-            where = {"data": "digits", "seed": seed, "checkpoint": "last epoch"}
-            evaluated.append(Evaluated(row=row, results=results, **where))
-            rows += records(results, method="tade", learned=learned, compared=True, **where)
+            where = {"data": "digits", "row": row, "seed": seed, "checkpoint": "last epoch"}
+            evaluated.append(Evaluated(results=results, **where))
+            rows += records(results, method="tade", **where)
     run = {"data": "digits", "method": "tade", "epochs": 2, "seconds": 60.0, "device": "cpu", "torch": "2"}
     cost = cost_table([run], {("digits", "tade"): pd.Series({"parameters": 1e6, "MACs": 1e9})})
     published = {"digits": pd.DataFrame({"uniform": ["49.8"]}, index=["TADE"])}
