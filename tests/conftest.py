@@ -18,7 +18,7 @@ from utils.parse_config import read_json
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 #: Cases of each fuzz test; `make test-slow` sets 10,000.
-CASES = int(os.environ.get("FUZZ_CASES", "40"))
+CASES = int(os.environ.get("FUZZ_CASES", "500"))
 SLOW = CASES >= 1000
 SHARED = ROOT.parent / "shared"  # figures and data of the developers, absent on a user's machine
 

@@ -1,6 +1,6 @@
 """Whatever a config, an option, a list, a folder or a checkpoint holds: it is read, or refused in one sentence.
 
-FUZZ_CASES says how many cases each test tries (40; `make test-slow` 10,000).
+FUZZ_CASES says how many cases each test tries (500; `make test-slow` 10,000).
 """
 
 import copy
