@@ -3,11 +3,11 @@
     pip install cosmic-ray==8.7.0
     python benchmarks/mutants.py --sample 25
 
-The operators are cosmic-ray's. Of the places in a file that an operator can change, a random sample is drawn (fixed seed), and at
-each place one of its changes. First the tests of TESTS run once, to see which lines each of them runs and how long it takes.
-A mutant is then tried on the tests that run its lines, fastest first, up to --test_seconds of them, until one fails. Each trial is
-a fork of a process that has imported torch and the other packages, in a copy of the project: the checkout is not touched. What a
-test starts as a process of its own is not seen.
+The operators are cosmic-ray's. Of the places in a file that an operator can change, a random sample is drawn (fixed
+seed), and at each place one of its changes. First the tests of TESTS run once, to see which lines each of them runs and
+how long it takes. A mutant is then tried on the tests that run its lines, fastest first, up to --test_seconds of them,
+until one fails. Each trial is a fork of a process that has imported torch and the other packages, in a copy of the
+project: the checkout is not touched. What a test starts as a process of its own is not seen.
 """
 
 import argparse
@@ -25,17 +25,20 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Files that are mutated, and the test files that concern them.
 TESTS = {
     "tade/*.py": "prior stability calibration inference given_prior choices metric",
     "model/loss.py": "loss trainer choices",
-    "trainer/*.py": "trainer evaluation choices schedule results inference given_prior calibrate prior stability stopping "
-    "continuity precision scripts parse_config pretrained freeze checkpoint",
+    "trainer/*.py": "trainer evaluation choices schedule results inference given_prior calibrate prior stability "
+    "stopping continuity precision scripts parse_config pretrained freeze checkpoint",
     "data_loader/class_profiles.py": "class_profiles data_loaders choices evaluation",
     "utils/checkpoint.py": "checkpoint continuity hostile_files pretrained trainer choices",
 }
 #: Imported once, before the forks: no module of the project.
+TRAINED = "digits_run"  # the fixture that takes longest
 PACKAGES = "torch numpy pandas matplotlib.pyplot sklearn.datasets PIL.Image hypothesis pytest coverage"
 COPIED = ("tade", "utils", "base", "model", "data_loader", "trainer", "comparison", "tests", "configs", "data_txt")
 COPIED = (*COPIED, "benchmarks", "examples", "docs")
@@ -99,8 +102,6 @@ def forked(work, seconds: float, log: Path) -> int | None:
 
 
 def run_pytest(folder: Path, tests: list[str], plugin, *options: str) -> int:
-    import pytest
-
     os.chdir(folder)
     sys.path[:] = [str(folder), *(p for p in sys.path if p not in ("", str(ROOT), str(ROOT / "benchmarks")))]
     os.environ["PYTHONPATH"] = str(folder)
@@ -160,13 +161,30 @@ class Recorder:
 
 
 class Selected:
-    """Runs the given tests alone, in the given order."""
+    """Runs the given tests alone, in the given order; a trained run that the mutant had no part in is trained once."""
 
-    def __init__(self, order: list[str]):
+    def __init__(self, order: list[str], kept: Path | None):
         self.place = {nodeid: place for place, nodeid in enumerate(order)}
+        self.kept = kept
 
     def pytest_collection_modifyitems(self, session, config, items):
         items[:] = sorted((i for i in items if i.nodeid in self.place), key=lambda item: self.place[item.nodeid])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef, request):
+        if fixturedef.argname != TRAINED or self.kept is None:
+            return (yield)
+        results, saved, copy = (self.kept / name for name in ("results.json", "saved", "copy"))
+        if not results.exists():
+            value = yield
+            shutil.copytree(Path(value["run_dir"]).parents[1], saved)
+            results.write_text(json.dumps(value).replace(str(Path(value["run_dir"]).parents[1]), str(copy)))
+            return value
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(saved, copy)
+        fixturedef.func = lambda: json.loads(results.read_text())
+        fixturedef.argnames = ()
+        return (yield)
 
 
 def annotations(tree: ast.Module) -> list[tuple[int, int, int, int]]:
@@ -241,12 +259,17 @@ def draw(files: list[str], sample: int, seed: int) -> list[Mutant]:
     return [row[turn] for turn in range(sample) for row in drawn if turn < len(row)]
 
 
+def contexts_of(mutant: Mutant, record: dict) -> set[str]:
+    """The tests and fixtures that run a mutant's lines."""
+    lines = record["lines"].get(mutant.file, {})
+    return {context for line in mutant.lines for context in lines.get(str(line), [])}
+
+
 def tests_of(mutant: Mutant, record: dict, test_seconds: float) -> list[str]:
     """The tests that run a mutant's lines, fastest files and tests first, up to test_seconds of them."""
     names = next(names for pattern, names in TESTS.items() if Path(mutant.file).match(pattern)).split()
     allowed = {f"tests/test_{name}.py" for name in names}
-    lines = record["lines"].get(mutant.file, {})
-    contexts = {context for line in mutant.lines for context in lines.get(str(line), [])}
+    contexts = contexts_of(mutant, record)
     everywhere = contexts <= {"", "between"} and bool(contexts)  # run on import alone
     chosen = [
         nodeid
@@ -282,7 +305,10 @@ def try_out(mutant: Mutant, folder: Path, record: dict, test_seconds: float) -> 
 
     def work() -> int:
         sys.dont_write_bytecode = True
-        return run_pytest(folder, files, Selected(tests), "-x")
+        return run_pytest(folder, files, Selected(tests, None if trained else folder.parent), "-x")
+
+    contexts = contexts_of(mutant, record)
+    trained = f"fixture:{TRAINED}" in contexts or contexts <= {"", "between"}
 
     expected = sum(record["tests"][nodeid]["seconds"] for nodeid in tests)
     status = forked(work, 30 + 5 * expected, folder.parent / "log.txt")

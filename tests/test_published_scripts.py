@@ -11,7 +11,7 @@ from test_on_disk import COUNTS, SIZE, folder  # noqa: F401 (a fixture)
 from trainer import train
 from utils.parse_config import read_json
 
-#: prefix of the lists, the list that is tested on, test distributions, scripts of the balanced test, of all, of adaptation
+#: config -> prefix of the lists, which of them is tested on, test distributions, what its scripts' names end in
 DATA_SETS = {
     "places_lt_resnet152": ("Places_LT_v2/Places_LT", "test", ("forward50", "uniform", "backward50"), "places"),
     "iNaturalist_resnet50": ("iNaturalist18/iNaturalist18", "val", ("forward3", "forward2", "uniform"), "inat"),
@@ -27,7 +27,7 @@ def run(monkeypatch, name: str, *arguments: str) -> None:
 
 @pytest.fixture(scope="module", params=DATA_SETS)
 def run_of_a_data_set(folder, tmp_path_factory, request):  # noqa: F811
-    """One epoch of a small network on a data set's own loader: (config name, distributions, script's suffix, last.pth)."""
+    """One epoch of a small network on its loader: config name, distributions, what scripts end in, last.pth."""
     prefix, tested, distributions, suffix = DATA_SETS[request.param]
     lists = tmp_path_factory.mktemp(suffix)
     (lists / prefix).parent.mkdir()
