@@ -30,7 +30,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 #: Files that are mutated, and the test files that concern them.
 TESTS = {
-    "tade/*.py": "prior stability calibration inference given_prior choices metric",
+    "tade/*.py": "prior stability calibration given_prior choices metric loss",
     "model/loss.py": "loss trainer choices",
     "trainer/*.py": "trainer evaluation choices schedule results inference given_prior calibrate prior stability "
     "stopping continuity precision scripts parse_config pretrained freeze checkpoint",
@@ -317,6 +317,10 @@ def try_out(mutant: Mutant, folder: Path, record: dict, test_seconds: float) -> 
     mutant.outcome = "timeout" if status is None else "survived" if status == 0 else "killed"
 
 
+def key(mutant: Mutant) -> tuple:
+    return mutant.file, mutant.operator, mutant.occurrence
+
+
 def table(mutants: list[Mutant]) -> str:
     """Counts by file, and those that no test noticed."""
     counts = defaultdict(Counter)
@@ -341,10 +345,13 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=25, help="mutants of each file (25)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (0)")
     parser.add_argument("--files", nargs="*", help="only these files")
-    parser.add_argument("--test_seconds", type=float, default=60, help="tests of one mutant, in seconds (60)")
+    parser.add_argument("--test_seconds", type=float, default=15, help="tests of one mutant, in seconds (15)")
     parser.add_argument("--again", type=Path, help="try the survivors in this file of an earlier run again")
     parser.add_argument(
-        "--output", type=Path, default=Path("mutants.json"), help="file with every mutant (mutants.json)"
+        "--output",
+        type=Path,
+        default=Path("mutants.json"),
+        help="every mutant; goes on with those that it lacks (mutants.json)",
     )
     parser.add_argument(
         "--record", type=Path, help="keep the lines of each test here, and read them when they are there"
@@ -364,6 +371,10 @@ def main() -> None:
     else:
         mutants = draw(files, options.sample, options.seed)
 
+    before = {}
+    if options.output.exists():
+        before = {key(mutant): mutant for mutant in (Mutant(**m) for m in json.loads(options.output.read_text()))}
+
     work = Path(tempfile.mkdtemp(prefix="mutants"))
     try:
         folder = work / "project"
@@ -377,6 +388,9 @@ def main() -> None:
             print((work / "record.log").read_text()[-3000:], flush=True)
         record = json.loads(kept.read_text())
         for number, mutant in enumerate(mutants, 1):
+            if key(mutant) in before:
+                mutants[number - 1] = before[key(mutant)]
+                continue
             try_out(mutant, folder, record, options.test_seconds)
             print(
                 f"{number}/{len(mutants)} {mutant.outcome} {mutant.seconds} s {mutant.file}:{mutant.lines[0]}",

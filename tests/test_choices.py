@@ -163,13 +163,13 @@ def test_figures_of_the_data_sets_are_the_published_ones():
 
 
 def test_streams_epochs_and_seeds_draw_different_numbers():
-    names = ("TRAINING", "VIEWS", "SHUFFLE", "MIXUP", "MILD_VIEWS")
+    names = ("TRAINING", "VIEWS", "SHUFFLE", "MIXUP", "MILD_VIEWS", "CALIBRATION")
     streams = [getattr(seed, name) for name in names]
     drawn = {
         tuple(torch.randint(2**60, (2,), generator=epoch_generator(*key)).tolist())
         for key in itertools.product((0, 1, 2), (0, 1, 2), streams)
     }
-    assert len(drawn) == 45
+    assert len(drawn) == 54
 
 
 class Draws(Aggregator):

@@ -216,12 +216,22 @@ def test_any_number_of_experts_and_any_images(kind, experts):
     assert aggregator.needs == ({"views"} if kind is PriorAggregator else set()) and aggregator.finished
 
 
-def test_chunks_change_nothing(monkeypatch):
-    logits, _ = expert_logits(skewed(0.5), 300)
-    whole = fitted(logits)
-    for module in ("likelihood", "prior"):
-        monkeypatch.setattr(f"tade.{module}.CHUNK", 7 * CLASSES)
-    torch.testing.assert_close(fitted(logits).prior, whole.prior)
+@pytest.mark.parametrize("chunk", [7 * CLASSES, 1])  # more classes than a chunk has scores: one image at a time
+def test_chunks_change_nothing(monkeypatch, chunk):
+    logits, _ = expert_logits(skewed(0.5), 60)
+    views = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)), logits
+    held_out = logits[:, :1], torch.arange(60) % CLASSES
+
+    def learned() -> list[torch.Tensor]:
+        prior, bbse = make(), make(BBSEAggregator, carried=CARRIED[:1], held_out=held_out)
+        prior.fit(logits, [views])
+        bbse.fit(logits[:, :1])
+        return [fitted(logits).prior, prior.prior, bbse.prior, prior.predict(logits)]
+
+    whole = learned()
+    for module in ("likelihood", "prior", "baselines"):
+        monkeypatch.setattr(f"tade.{module}.CHUNK", chunk)
+    torch.testing.assert_close(learned(), whole)
 
 
 def test_many_classes_make_no_array_of_images_by_classes_squared():

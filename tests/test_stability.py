@@ -230,3 +230,10 @@ def test_the_contract_has_defaults_for_what_an_aggregator_does_not_need():
     with pytest.raises(NotImplementedError, match="Fixed learns from a whole test set"):
         fixed.update(torch.zeros(2, 1, 5))
     assert fixed.predict(torch.zeros(2, 1, 5)).exp().sum(dim=1).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("missing", ["fit", "predict", "reset"])
+def test_the_contract_demands_what_every_aggregator_does_itself(missing):
+    methods = {name: getattr(Fixed, name) for name in ("fit", "predict", "reset") if name != missing}
+    with pytest.raises(TypeError, match=f"abstract method '?{missing}"):
+        type("Incomplete", (Aggregator,), methods)(torch.zeros(1, 5), torch.zeros(5))
