@@ -75,7 +75,7 @@ def forked(work, seconds: float, log: Path) -> int | None:
     """Exit status of work() in a process of its own; None after `seconds`."""
     child = os.fork()
     if child == 0:
-        os.setsid()
+        os.setpgid(0, 0)  # a group of its own to end, and the nice value of this process
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)

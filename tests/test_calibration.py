@@ -72,6 +72,11 @@ def test_classes_without_a_labeled_image_are_allowed_and_do_not_compete():
     assert shifted.numbers == pytest.approx(found.numbers, abs=1e-3)
 
 
+def test_the_first_class_may_be_the_absent_one():
+    u, y = simulate(2000)
+    assert fit_calibration(u[y > 0], y[y > 0], LOG_PRIOR).numbers == pytest.approx([0.7, -0.4, 0.2], abs=0.15)
+
+
 def test_few_images_stay_near_no_calibration():
     one = fit_calibration(torch.tensor([[3.0, 0, 0, 0, 0]]), torch.tensor([0]), LOG_PRIOR)
     assert one.numbers == [1, 0, 0]  # its class is the only one that competes

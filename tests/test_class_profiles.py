@@ -34,6 +34,10 @@ def test_distribution_counts_are_the_references(name):
     assert counts == GOLDEN_COUNTS[f"test_{name}"]["per_class"]
 
 
+def test_uniform_takes_every_image():
+    assert distribution_counts(7, [5, 100, 50], "uniform") == [7, 7, 7]
+
+
 def test_distributions_follow_the_training_counts_not_the_class_numbers():
     assert distribution_counts(10, [5, 100, 50], "forward10") == [1, 10, 3]
     assert distribution_counts(10, [5, 100, 50], "backward10") == [10, 1, 3]

@@ -174,6 +174,34 @@ def test_the_deviations_maximize_the_posterior():
             assert objective(log_q + step * torch.eye(CLASSES)[c]) < best
 
 
+def test_as_much_of_the_deviations_counts_as_is_no_noise():
+    logits, _ = expert_logits(skewed(1.0).flip(0)[torch.randperm(CLASSES)], 1000)
+    aggregator = make(class_noise=0.6, debias=False)
+    aggregator.fit(logits)
+    slope, deviations = aggregator._find_deviations(aggregator.likelihoods(logits), torch.ones(1000).double())
+    share = 1 - 0.6**2 / float(deviations.square().mean())
+    assert 0.1 < share < 0.9 and aggregator.kappa == pytest.approx(share)
+    straight = aggregator.skew * aggregator.unit * aggregator.z
+    expected = (1 - share) * straight + share * (slope * aggregator.z + deviations)
+    torch.testing.assert_close(aggregator.log_test_prior.log_softmax(dim=0), expected.log_softmax(dim=0))
+
+
+@pytest.mark.parametrize("beta", [0.0, 3, -2])
+def test_the_likeliest_skew_of_a_parabola(beta):
+    """L(s) = -25 (s - 0.43)^2 / 2: the standard error is 1 / 5, and with weighted images sqrt(sum w^2 / sum w) of it."""
+    aggregator = make(skew_scale=0.5)
+    step = float(aggregator.grid[1] - aggregator.grid[0])
+    beta *= step  # whole steps, where interpolation is exact
+    aggregator.sum_of_weights, aggregator.sum_of_squares = 40.0, 30.0
+    shifted = aggregator.grid - beta  # s = t - beta
+    normalizers = [(float(s) * aggregator.unit * aggregator.z).logsumexp(0) for s in shifted]
+    sums = -25 * (shifted - 0.43).square() / 2 + 40 * torch.stack(normalizers)  # of F_n at t
+    aggregator.log_likelihood = sums - 40 * aggregator.log_normalizers
+    error = math.sqrt(30 / 40 / 25)
+    belief = 1 / (1 + (error / aggregator.skew_scale) ** 2)
+    assert aggregator._likeliest_skew(beta) == pytest.approx((belief * 0.43, math.sqrt(belief) * error), rel=1e-4)
+
+
 def test_equally_frequent_training_classes_have_no_skew_but_deviations():
     uniform = torch.full((CLASSES,), 1 / CLASSES)
     logits, _ = expert_logits(skewed(1.5), 4000, carried=torch.zeros(1, CLASSES))
