@@ -19,6 +19,7 @@ from tade import Aggregator
 from trainer import load_run, predict
 from trainer.adaptation import fit_all
 from trainer.command_line import parse
+from trainer.devices import device_name
 from trainer.results import Predictions
 from trainer.schedule import CustomLR
 from utils import seed
@@ -242,6 +243,11 @@ def test_color_jitter_changes_colors_and_can_be_switched_off(twins, tmp_path, ji
     ((images, _),) = ListDataLoader(**gray)
     shown = images[:, 0].mean(dim=(1, 2))
     assert bool(shown.std() > 0.05) is bool(jitter)
+
+
+def test_the_device_on_record():
+    assert device_name(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+    assert device_name(torch.device("mps")) == "mps"
 
 
 # --- classes and their names ---

@@ -188,7 +188,7 @@ def test_as_much_of_the_deviations_counts_as_is_no_noise():
 
 @pytest.mark.parametrize("beta", [0.0, 3, -2])
 def test_the_likeliest_skew_of_a_parabola(beta):
-    """L(s) = -25 (s - 0.43)^2 / 2: the standard error is 1 / 5, and with weighted images sqrt(sum w^2 / sum w) of it."""
+    """L(s) = -25 (s - 0.43)^2 / 2: the standard error is 1 / 5, with weighted images sqrt(sum w^2 / sum w) of it."""
     aggregator = make(skew_scale=0.5)
     step = float(aggregator.grid[1] - aggregator.grid[0])
     beta *= step  # whole steps, where interpolation is exact
@@ -200,6 +200,23 @@ def test_the_likeliest_skew_of_a_parabola(beta):
     error = math.sqrt(30 / 40 / 25)
     belief = 1 / (1 + (error / aggregator.skew_scale) ** 2)
     assert aggregator._likeliest_skew(beta) == pytest.approx((belief * 0.43, math.sqrt(belief) * error), rel=1e-4)
+
+
+def test_deviations_that_a_view_contradicts_are_known_by_a_correlation(monkeypatch):
+    aggregator, generator = make(), torch.Generator().manual_seed(0)
+    aggregator.beta = 0.4
+    z, unit, weights = aggregator.z, aggregator.unit, torch.rand(50, generator=generator).double()
+    deviations, log_q = torch.randn(2, CLASSES, generator=generator).double()
+    plain, view = torch.rand(2, 50, CLASSES, generator=generator)
+    p = log_q.softmax(dim=0) * (0.4 * unit * z).exp()
+    shares = [(weights[:, None] * (x * p) / (x * p).sum(dim=1, keepdim=True)).sum(dim=0) for x in (view, plain)]
+    drift = (shares[0] / shares[1]).log()
+    drift = drift - drift.mean()
+    drift = drift - (z @ drift) / (z @ z) * z
+    correlation = float(deviations @ drift / (deviations.norm() * drift.norm()))
+    for above in (True, False):
+        monkeypatch.setattr("tade.prior.LARGEST_DRIFT", correlation + (1e-4 if above else -1e-4))
+        assert aggregator._drifts_back(deviations, log_q, plain, view, weights) is above
 
 
 def test_equally_frequent_training_classes_have_no_skew_but_deviations():
