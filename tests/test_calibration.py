@@ -47,12 +47,22 @@ def test_any_class_mix_of_the_labeled_images_will_do():
 def test_it_maximizes_the_likelihood():
     u, y = simulate(200)
     found, mix = fit_calibration(u, y, LOG_PRIOR), torch.bincount(y, minlength=5).double().log()
+    z = standardized(LOG_PRIOR)
+
+    def objective_of(numbers):
+        a, b1, b2 = numbers
+        scores = a * u.double() + b1 * z + b2 * z.square() + mix
+        ridge = 2 * ((a - 1) ** 2 + b1**2 + b2**2)
+        return scores.log_softmax(dim=1).gather(1, y[:, None]).sum() - ridge
 
     def objective(numbers):
-        scores = Calibration(*numbers).apply(u.double(), LOG_PRIOR) + mix
-        ridge = 2 * ((numbers[0] - 1) ** 2 + numbers[1] ** 2 + numbers[2] ** 2)
-        return float(scores.log_softmax(dim=1).gather(1, y[:, None]).sum()) - ridge
+        return float(objective_of(numbers))
 
+    curvature = torch.autograd.functional.hessian(
+        lambda numbers: -objective_of(numbers), torch.tensor(found.numbers, dtype=torch.float64)
+    )
+    expected = curvature.inverse().diagonal().sqrt()
+    torch.testing.assert_close(torch.tensor(found.standard_errors).double(), expected, rtol=1e-3, atol=0)
     best = objective(found.numbers)
     for place in range(3):
         for step in (-0.02, 0.02):
@@ -70,6 +80,11 @@ def test_classes_without_a_labeled_image_are_allowed_and_do_not_compete():
     u[:, 2] += 100  # the absent class, whatever its scores
     shifted = fit_calibration(u[some] - u[some].mean(dim=1, keepdim=True), y[some], LOG_PRIOR)
     assert shifted.numbers == pytest.approx(found.numbers, abs=1e-3)
+
+
+def test_the_first_class_may_be_the_absent_one():
+    u, y = simulate(2000)
+    assert fit_calibration(u[y > 0], y[y > 0], LOG_PRIOR).numbers == pytest.approx([0.7, -0.4, 0.2], abs=0.15)
 
 
 def test_few_images_stay_near_no_calibration():

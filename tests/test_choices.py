@@ -19,6 +19,7 @@ from tade import Aggregator
 from trainer import load_run, predict
 from trainer.adaptation import fit_all
 from trainer.command_line import parse
+from trainer.devices import device_name
 from trainer.results import Predictions
 from trainer.schedule import CustomLR
 from utils import seed
@@ -163,13 +164,13 @@ def test_figures_of_the_data_sets_are_the_published_ones():
 
 
 def test_streams_epochs_and_seeds_draw_different_numbers():
-    names = ("TRAINING", "VIEWS", "SHUFFLE", "MIXUP", "MILD_VIEWS")
+    names = ("TRAINING", "VIEWS", "SHUFFLE", "MIXUP", "MILD_VIEWS", "CALIBRATION")
     streams = [getattr(seed, name) for name in names]
     drawn = {
         tuple(torch.randint(2**60, (2,), generator=epoch_generator(*key)).tolist())
         for key in itertools.product((0, 1, 2), (0, 1, 2), streams)
     }
-    assert len(drawn) == 45
+    assert len(drawn) == 54
 
 
 class Draws(Aggregator):
@@ -242,6 +243,11 @@ def test_color_jitter_changes_colors_and_can_be_switched_off(twins, tmp_path, ji
     ((images, _),) = ListDataLoader(**gray)
     shown = images[:, 0].mean(dim=(1, 2))
     assert bool(shown.std() > 0.05) is bool(jitter)
+
+
+def test_the_device_on_record():
+    assert device_name(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+    assert device_name(torch.device("mps")) == "mps"
 
 
 # --- classes and their names ---

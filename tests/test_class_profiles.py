@@ -9,6 +9,7 @@ from data_loader.class_profiles import (
     check_distributions,
     distribution_counts,
     distribution_indices,
+    held_out_counts,
     long_tail_counts,
     subset_indices,
 )
@@ -34,6 +35,10 @@ def test_distribution_counts_are_the_references(name):
     assert counts == GOLDEN_COUNTS[f"test_{name}"]["per_class"]
 
 
+def test_uniform_takes_every_image():
+    assert distribution_counts(7, [5, 100, 50], "uniform") == [7, 7, 7]
+
+
 def test_distributions_follow_the_training_counts_not_the_class_numbers():
     assert distribution_counts(10, [5, 100, 50], "forward10") == [1, 10, 3]
     assert distribution_counts(10, [5, 100, 50], "backward10") == [10, 1, 3]
@@ -45,10 +50,24 @@ def test_unknown_distribution(name):
         distribution_counts(10, [3, 2, 1], name)
 
 
-@pytest.mark.parametrize("factor", [0, -0.1, 1.5, 0.001])
+@pytest.mark.parametrize("factor", [0, -0.1, 1.5, 0.001, 0.0019])  # with the last, one class alone is empty
 def test_bad_imbalance(factor):
-    with pytest.raises(ValueError, match="imb_factor"):
+    with pytest.raises(ValueError, match=r"imb_factor must lie in \(0, 1\]|imb_factor .* it must be at least 0.002"):
         long_tail_counts(500, 100, factor)
+    assert long_tail_counts(500, 100, 0.002)[-1] == 1
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5])
+def test_bad_fractions(fraction):
+    with pytest.raises(ValueError, match="at least 0 and below 1"):
+        held_out_counts([5, 3], fraction)
+
+
+def test_uniform_is_in_file_order_where_all_classes_have_as_many_images():
+    targets = np.array([1, 0, 2, 2, 1, 0])
+    assert distribution_indices(targets, [9, 5, 1], ["uniform"])["uniform"].tolist() == list(range(6))
+    uneven = distribution_indices(np.append(targets, 0), [9, 5, 1], ["uniform"])["uniform"]
+    assert np.append(targets, 0)[uneven].tolist() == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(("ratio", "sizes"), [(100, (35, 35, 30)), (50, (41, 41, 18)), (10, (69, 31, 0))])

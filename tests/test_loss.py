@@ -85,6 +85,8 @@ def test_every_golden_loss_value_is_tested():
 
 def test_focal_loss_without_focus_is_cross_entropy(batch):
     torch.testing.assert_close(FocalLoss(COUNTS, gamma=0)(*batch), CrossEntropyLoss(COUNTS)(*batch))
+    with pytest.raises(ValueError, match="gamma must be at least 0"):
+        FocalLoss(COUNTS, gamma=-0.5)
 
 
 def test_balanced_softmax_carries_the_prior(batch):

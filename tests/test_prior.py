@@ -174,6 +174,51 @@ def test_the_deviations_maximize_the_posterior():
             assert objective(log_q + step * torch.eye(CLASSES)[c]) < best
 
 
+def test_as_much_of_the_deviations_counts_as_is_no_noise():
+    logits, _ = expert_logits(skewed(1.0).flip(0)[torch.randperm(CLASSES)], 1000)
+    aggregator = make(class_noise=0.6, debias=False)
+    aggregator.fit(logits)
+    slope, deviations = aggregator._find_deviations(aggregator.likelihoods(logits), torch.ones(1000).double())
+    share = 1 - 0.6**2 / float(deviations.square().mean())
+    assert 0.1 < share < 0.9 and aggregator.kappa == pytest.approx(share)
+    straight = aggregator.skew * aggregator.unit * aggregator.z
+    expected = (1 - share) * straight + share * (slope * aggregator.z + deviations)
+    torch.testing.assert_close(aggregator.log_test_prior.log_softmax(dim=0), expected.log_softmax(dim=0))
+
+
+@pytest.mark.parametrize("beta", [0.0, 3, -2])
+def test_the_likeliest_skew_of_a_parabola(beta):
+    """L(s) = -25 (s - 0.43)^2 / 2: the standard error is 1 / 5, with weighted images sqrt(sum w^2 / sum w) of it."""
+    aggregator = make(skew_scale=0.5)
+    step = float(aggregator.grid[1] - aggregator.grid[0])
+    beta *= step  # whole steps, where interpolation is exact
+    aggregator.sum_of_weights, aggregator.sum_of_squares = 40.0, 30.0
+    shifted = aggregator.grid - beta  # s = t - beta
+    normalizers = [(float(s) * aggregator.unit * aggregator.z).logsumexp(0) for s in shifted]
+    sums = -25 * (shifted - 0.43).square() / 2 + 40 * torch.stack(normalizers)  # of F_n at t
+    aggregator.log_likelihood = sums - 40 * aggregator.log_normalizers
+    error = math.sqrt(30 / 40 / 25)
+    belief = 1 / (1 + (error / aggregator.skew_scale) ** 2)
+    assert aggregator._likeliest_skew(beta) == pytest.approx((belief * 0.43, math.sqrt(belief) * error), rel=1e-4)
+
+
+def test_deviations_that_a_view_contradicts_are_known_by_a_correlation(monkeypatch):
+    aggregator, generator = make(), torch.Generator().manual_seed(0)
+    aggregator.beta = 0.4
+    z, unit, weights = aggregator.z, aggregator.unit, torch.rand(50, generator=generator).double()
+    deviations, log_q = torch.randn(2, CLASSES, generator=generator).double()
+    plain, view = torch.rand(2, 50, CLASSES, generator=generator)
+    p = log_q.softmax(dim=0) * (0.4 * unit * z).exp()
+    shares = [(weights[:, None] * (x * p) / (x * p).sum(dim=1, keepdim=True)).sum(dim=0) for x in (view, plain)]
+    drift = (shares[0] / shares[1]).log()
+    drift = drift - drift.mean()
+    drift = drift - (z @ drift) / (z @ z) * z
+    correlation = float(deviations @ drift / (deviations.norm() * drift.norm()))
+    for above in (True, False):
+        monkeypatch.setattr("tade.prior.LARGEST_DRIFT", correlation + (1e-4 if above else -1e-4))
+        assert aggregator._drifts_back(deviations, log_q, plain, view, weights) is above
+
+
 def test_equally_frequent_training_classes_have_no_skew_but_deviations():
     uniform = torch.full((CLASSES,), 1 / CLASSES)
     logits, _ = expert_logits(skewed(1.5), 4000, carried=torch.zeros(1, CLASSES))
@@ -216,12 +261,22 @@ def test_any_number_of_experts_and_any_images(kind, experts):
     assert aggregator.needs == ({"views"} if kind is PriorAggregator else set()) and aggregator.finished
 
 
-def test_chunks_change_nothing(monkeypatch):
-    logits, _ = expert_logits(skewed(0.5), 300)
-    whole = fitted(logits)
-    for module in ("likelihood", "prior"):
-        monkeypatch.setattr(f"tade.{module}.CHUNK", 7 * CLASSES)
-    torch.testing.assert_close(fitted(logits).prior, whole.prior)
+@pytest.mark.parametrize("chunk", [7 * CLASSES, 1])  # more classes than a chunk has scores: one image at a time
+def test_chunks_change_nothing(monkeypatch, chunk):
+    logits, _ = expert_logits(skewed(0.5), 60)
+    views = logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)), logits
+    held_out = logits[:, :1], torch.arange(60) % CLASSES
+
+    def learned() -> list[torch.Tensor]:
+        prior, bbse = make(), make(BBSEAggregator, carried=CARRIED[:1], held_out=held_out)
+        prior.fit(logits, [views])
+        bbse.fit(logits[:, :1])
+        return [fitted(logits).prior, prior.prior, bbse.prior, prior.predict(logits)]
+
+    whole = learned()
+    for module in ("likelihood", "prior", "baselines"):
+        monkeypatch.setattr(f"tade.{module}.CHUNK", chunk)
+    torch.testing.assert_close(learned(), whole)
 
 
 def test_many_classes_make_no_array_of_images_by_classes_squared():

@@ -1,6 +1,7 @@
 """The scripts as users run them: their results, and their one sentence when something is wrong."""
 
 import json
+import os
 import re
 import runpy
 import sys
@@ -14,6 +15,7 @@ from conftest import ROOT, run_script, script
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer import train
 from trainer.command_line import Options, parse
+from trainer.command_line import run_script as run_as_script
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError
@@ -213,6 +215,17 @@ def test_bad_input_gets_one_sentence_and_a_status(digits_run, name, arguments, m
         runpy.run_path(f"{name}.py", run_name="__main__")
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_a_reader_that_closed_its_pipe_ends_the_script_without_a_word(monkeypatch, capfd):
+    def main(options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "argv", ["test.py", "-r", "any.pth"])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(os, "dup2", lambda *descriptors: None)  # pytest needs it to give the output back
+        run_as_script(main, "")
+    assert stopped.value.code == 141 and capfd.readouterr() == ("", "")
 
 
 def test_a_foreign_config_that_is_not_understood_gives_way_to_ones_own(digits_run, tmp_path):

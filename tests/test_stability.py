@@ -193,6 +193,8 @@ def test_what_is_refused():
         make(epochs=0)
     with pytest.raises(ValueError, match=r"must be \[E, C\] and log_prior \[C\], not \[3, 5\] and \[4\]"):
         StabilityAggregator(torch.zeros(3, 5), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"must be \[E, C\] and log_prior \[C\], not \[5\] and \[\]"):
+        Fixed(torch.zeros(5), torch.tensor(0.0))
     with pytest.raises(ValueError, match="must be finite"):
         StabilityAggregator(torch.zeros(3, 5), torch.tensor([0.0, 0, 0, 0, -torch.inf]))
     for call in (make().fit, make().update):
@@ -225,8 +227,15 @@ class Fixed(Aggregator):
 
 def test_the_contract_has_defaults_for_what_an_aggregator_does_not_need():
     fixed = Fixed(torch.zeros(1, 5), torch.zeros(5))
-    assert fixed.finished and fixed.num_experts == 1 and not fixed.needs and fixed.report() == {}
+    assert fixed.finished is True and fixed.num_experts == 1 and not fixed.needs and fixed.report() == {}
     assert not Fixed.follows_streams() and StabilityAggregator.follows_streams()
     with pytest.raises(NotImplementedError, match="Fixed learns from a whole test set"):
         fixed.update(torch.zeros(2, 1, 5))
     assert fixed.predict(torch.zeros(2, 1, 5)).exp().sum(dim=1).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("missing", ["fit", "predict", "reset"])
+def test_the_contract_demands_what_every_aggregator_does_itself(missing):
+    methods = {name: getattr(Fixed, name) for name in ("fit", "predict", "reset") if name != missing}
+    with pytest.raises(TypeError, match=f"abstract method '?{missing}"):
+        type("Incomplete", (Aggregator,), methods)(torch.zeros(1, 5), torch.zeros(5))

@@ -194,8 +194,8 @@ def test_a_run_killed_in_its_first_epoch_can_be_started_again(small_config):
 # --- losses that are no numbers ---
 
 
-def spoil(monkeypatch, steps: set[int]) -> None:
-    """Let the images of some steps, counted from 1 over all epochs, be NaN."""
+def spoil(monkeypatch, steps: set[int]) -> list:
+    """Let the images of some steps, counted from 1 over all epochs, be NaN; the list grows by one entry a step."""
     original, calls = Trainer.train_step, []
 
     def train_step(self, images, *arguments):
@@ -203,6 +203,15 @@ def spoil(monkeypatch, steps: set[int]) -> None:
         return original(self, images * torch.nan if len(calls) in steps else images, *arguments)
 
     monkeypatch.setattr(Trainer, "train_step", train_step)
+    return calls
+
+
+def test_nan_is_looked_for_within_an_epoch(small_config, monkeypatch):
+    small_config["trainer"]["log_step"] = 2
+    steps = spoil(monkeypatch, {1})
+    with pytest.raises(UserError, match="in epoch 1, step 1 of 4"):
+        train(small_config, run_id="nan")
+    assert len(steps) == 2
 
 
 def test_nan_after_a_good_epoch_names_step_rate_and_last_good_checkpoint(small_config, monkeypatch):

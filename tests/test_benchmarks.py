@@ -1,0 +1,161 @@
+"""Every benchmark runs, at a size that takes a second: what it prints is complete, how fast it was is not looked at."""
+
+import json
+import multiprocessing
+import re
+import sys
+import threading
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_on_disk import folder  # noqa: F401 (a fixture)
+
+from benchmarks import (
+    averaged_views,
+    common,
+    expert_priors,
+    file_checks,
+    full_size_check,
+    image_pipeline_speed,
+    memory,
+    prior_cost,
+    test_time_speed,
+    train_step,
+)
+from data_loader.data_loaders import ImbalanceDigitsDataLoader
+from model.model import ResNet10Model
+from utils.parse_config import read_json
+
+TINY = {f"layer{stage}_output_dim": 16 for stage in (2, 3)}
+
+
+@pytest.fixture(autouse=True)
+def threads_stay():
+    """Some benchmarks set the number of threads."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(module, arguments) -> what it printed."""
+
+    def started(module, *arguments) -> str:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        module.main()
+        return capsys.readouterr().out
+
+    return started
+
+
+def test_expert_priors(run, digits_run):
+    printed = run(expert_priors, digits_run["last"])
+    rows = re.findall(r"(\w+) +(as they are|freed of priors) +experts ([\d. ]+)   mean ([\d.]+)", printed)
+    assert [row[:2] for row in rows] == [
+        (name, title) for name in ("forward50", "uniform", "backward50") for title in ("as they are", "freed of priors")
+    ]
+    assert all(len(row[2].split()) == 3 for row in rows)
+    uniform = rows[2]
+    assert float(uniform[3]) == pytest.approx(digits_run["val_accuracy"], abs=0.051)
+
+
+def test_averaged_views(run, digits_run):
+    printed = run(averaged_views, digits_run["last"], "--averaged_views", 1).splitlines()
+    titles = [f"{row}, {of}" for row in ("equal weights", "true prior (bound)") for of in ("averaged views", "image")]
+    rows = {title: line for title in titles for line in printed if line.startswith(title)}
+    assert len(rows) == 4 and all(len(line[len(title) :].split()) == 12 for title, line in rows.items())
+    mean = {title: float(line.split()[-1]) for title, line in rows.items()}
+    assert mean["true prior (bound), image"] > mean["equal weights, image"]
+
+
+def test_file_checks(run, monkeypatch):
+    monkeypatch.setattr(file_checks, "ROUNDS", 1)
+    monkeypatch.setattr(file_checks, "IMAGES", {"train": 1200, "val": 300})
+    monkeypatch.setattr(file_checks, "ResNet50Model", partial(ResNet10Model, layer4_output_dim=16, **TINY))
+    printed = run(file_checks)
+    assert "Lists of 1,200 and 300 images" in printed and len(re.findall(r" [\d.]+ s$", printed, re.M)) == 3
+
+
+def test_full_size_check(run, folder, monkeypatch):  # noqa: F811
+    name = "config_places_lt_resnet152_tade.json"
+    config = read_json(ROOT / "configs" / name)
+    config["arch"] = {"type": "ResNet10Model", "args": {"num_classes": 365, "num_experts": 2, **TINY}}
+    monkeypatch.setattr(full_size_check, "read_json", lambda path: config)
+    monkeypatch.setattr(full_size_check, "DATA_SETS", {name: full_size_check.DATA_SETS[name]})
+    printed = run(full_size_check, folder / "train.txt", folder, "--images", 8, "--image_size", 32)
+    assert re.match(r"Places_LT: 62500 training images, .* logits \[8, 2, 365\] in", printed)
+
+
+def test_image_pipeline_speed(run, folder):  # noqa: F811
+    printed = run(image_pipeline_speed, folder / "train.txt", folder, "--images", 3, "--repeats", 1)
+    assert len(re.findall(r"[\d.]+ images/s", printed)) == 3
+    assert float(re.search(r"largest difference of a normalized value: (.*)", printed)[1]) < 0.1
+
+
+def test_memory(run, tmp_path, monkeypatch):
+    """With its processes' jobs done here."""
+
+    def here(command: list[str], **options) -> SimpleNamespace:
+        return SimpleNamespace(returncode=0, stdout=run(memory, *command[2:]))
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr(memory, "get_logger", lambda verbosity: None)
+    patched = ImbalanceDigitsDataLoader  # put back afterwards
+    monkeypatch.setattr(patched, "__iter__", patched.__iter__)
+    run(memory, "--configs", "digits_softmax", "--steps", 1, "--output", tmp_path / "memory.json")
+    (row,) = json.loads((tmp_path / "memory.json").read_text())["peaks_gib"]
+    assert row["config"] == "digits_softmax" and 0.1 < row["train"] <= row["evaluate"] < 20  # of one process
+
+
+def test_prior_cost(run):
+    printed = run(prior_cost, "--classes", 10, "--images", 40)
+    assert len(re.findall(r"fit, classwise (?:True|False), (?:with|without) views: [\d.]+ s", printed)) == 4
+    assert "update of 64 images" in printed
+
+
+def test_test_time_speed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(common.RandomCIFAR100, "per_class", 1)
+    parts = {"forward2": np.arange(8), "uniform": np.arange(12)}
+    monkeypatch.setattr(common.RandomCIFAR100, "test_distributions", lambda self: parts)
+    monkeypatch.setattr(test_time_speed, "ResNet32Model", partial(test_time_speed.ResNet32Model, **TINY))
+    output = tmp_path / "speed.json"
+    printed = run(test_time_speed, "--images", 100, "--repeats", 1, "-d", "cpu", "--output", output)
+    content = json.loads(output.read_text())
+    assert set(content["results"]) == {"evaluation", "test-time training"} and content["distributions"] == 2
+    assert printed.count("times faster") == 2 and content["command"].startswith("python ")
+
+
+def test_train_step(run, tmp_path, monkeypatch):
+    """With threads in place of its processes."""
+
+    def pipe():
+        here, there = multiprocessing.Pipe()
+        return here, SimpleNamespace(
+            send=there.send, recv=there.recv, close=lambda: None
+        )  # both ends are of one process
+
+    context = SimpleNamespace(Pipe=pipe, Process=threading.Thread)
+    monkeypatch.setattr(train_step.multiprocessing, "get_context", lambda method: context)
+    config = read_json(train_step.CONFIG)
+    config["arch"]["args"] |= {"num_experts": 2, **TINY}
+    config["data_loader"]["args"] |= {"batch_size": 8, "imb_factor": 0.2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(train_step, "CONFIG", tmp_path / "config.json")
+    monkeypatch.setattr(train_step, "MATRIX", 32)
+    monkeypatch.setattr(train_step, "has_amx", lambda: False)
+    monkeypatch.setattr(common.RandomCIFAR100, "per_class", 5)
+    monkeypatch.setattr(common.RandomCIFAR100, "largest_class", 5)
+    output = tmp_path / "steps.json"
+    options = ["--rounds", 1, "--threads", 1, "--no_compile", "--profile", "--data_dir", tmp_path, "--output", output]
+    printed = run(train_step, *options)
+    content = json.loads(output.read_text())
+    names = [row["name"] for row in content["steps"]]
+    assert names == ["plain", "fp32"] and content["images"] == "random" and content["rounds"] == 1
+    assert content["steps"][0]["clock"]["ratio"] == 1 and len(content["profile"]["1"]) == 12
+    assert printed.count("times plain") == 4
