@@ -71,8 +71,8 @@ class ImbalanceCIFAR10DataLoader(_ImbalanceCIFAR):
 class ImbalanceDigitsDataLoader(InMemoryDataLoader):
     """A long-tailed version of scikit-learn's handwritten digits, for the demo and the tests: no download.
 
-    120 training images in the largest class; 50 test images in every class. `noise` makes them hard to tell apart, see
-    data_loader.datasets.load_digits.
+    120 training images in the largest class; 50 test images in every class. A `resolution` below 8 makes them hard to
+    tell apart, see data_loader.datasets.load_digits.
     """
 
     image_size = 16
@@ -90,11 +90,11 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
         val_fraction: float = 0.0,
-        noise: float = 0.0,
+        resolution: int = 8,
         trained_on: TrainedOn | None = None,
     ):
-        if noise < 0:
-            raise ValueError(f"noise must be at least 0, not {noise}")
+        if resolution not in (1, 2, 4, 8):
+            raise ValueError(f"resolution must be 1, 2, 4 or 8, not {resolution}")
         super().__init__(
             batch_size=batch_size,
             shuffle=shuffle,
@@ -105,10 +105,10 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
             val_fraction=val_fraction,
             trained_on=trained_on,
         )
-        self.noise = noise
+        self.resolution = resolution
 
     def load(self, train: bool) -> ImageSet:
-        return load_digits(train, self.image_size, self.noise)
+        return load_digits(train, self.image_size, self.resolution)
 
 
 class ImageNetLTDataLoader(PublishedListDataLoader):

@@ -71,7 +71,7 @@ def load_cifar(name: str, data_dir: str | Path, train: bool) -> ImageSet:
     return ImageSet(images, torch.as_tensor(dataset.targets))
 
 
-def load_digits(train: bool, image_size: int = 16, noise: float = 0.0) -> ImageSet:
+def load_digits(train: bool, image_size: int = 16, resolution: int = 8) -> ImageSet:
     """scikit-learn's 1,797 handwritten digits (8x8 gray), enlarged without smoothing and repeated over three channels.
 
     The test set takes 50 images of every class, the training set the others (124 to 133 a class).
@@ -79,19 +79,17 @@ def load_digits(train: bool, image_size: int = 16, noise: float = 0.0) -> ImageS
     Args:
         train: training or test images.
         image_size: width and height in pixels, a multiple of 8.
-        noise: standard deviation of noise on every pixel of the enlarged images, where white is 1; the same noise
-            every time.
+        resolution: pixels a side that are told apart, 8 or a divisor of it: smaller ones are means of the original.
     """
     from sklearn.datasets import load_digits as load
 
     gray, targets = load(return_X_y=True)
     images = torch.from_numpy((gray.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8))
     scale = image_size // 8
-    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    if noise:
-        noisy = images / 255 + noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-        images = (255 * noisy.clamp(0, 1)).round().to(torch.uint8)
-    images = images.repeat(1, 3, 1, 1)
+    if resolution < 8:
+        images = torch.nn.functional.avg_pool2d(images.float(), 8 // resolution).round().to(torch.uint8)
+        scale = image_size // resolution
+    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3).repeat(1, 3, 1, 1)
     test_indices = subset_indices(targets, [DIGITS_TEST_PER_CLASS] * 10)
     indices = np.setdiff1d(np.arange(len(targets)), test_indices) if train else test_indices
     return ImageSet(images, torch.from_numpy(targets).long()).select(indices)

@@ -267,3 +267,15 @@ def test_held_out_images_take_the_place_of_the_test_images(loader):
         loader.with_validation_images()
     with pytest.raises(UserError, match="reads no image files: train with data_loader;args;val_fraction=0.05"):
         loader.with_labeled_images("list.txt")
+
+
+def test_digits_of_fewer_pixels():
+    fine, coarse = (ImbalanceDigitsDataLoader(8, resolution=r).load(train=False).images for r in (8, 4))
+    assert coarse.shape == fine.shape == (500, 3, 16, 16)
+    blocks = coarse.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)  # [500, 3, 4, 4, 16]
+    assert (blocks == blocks[..., :1]).all()
+    torch.testing.assert_close(
+        blocks[..., 0].float(), torch.nn.functional.avg_pool2d(fine.float(), 4), atol=0.5, rtol=0
+    )
+    with pytest.raises(ValueError, match="resolution must be 1, 2, 4 or 8, not 3"):
+        ImbalanceDigitsDataLoader(8, resolution=3)
