@@ -26,7 +26,7 @@ from comparison.cost import cost_of
 from comparison.plan import CHECKPOINTS, Run, plan_runs
 from comparison.tables import cost_table, records, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
-from data_loader.on_disk import usable_cores
+from data_loader.workers import usable_cores
 from trainer import train
 from trainer.command_line import Options
 from trainer.jobs import run_test_all, run_test_train

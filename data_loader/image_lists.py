@@ -12,10 +12,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.errors import UserError, unknown
+from data_loader.image_folders import others_text, scan_folder
+from utils.bad_images import BadImage, reason_of
+from utils.errors import UserError, nearest_path, unknown
+from utils.logger import get_logger
 
 LONGEST_LABEL = 7  # digits: as many classes take 80 MB to count
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class ImageList:
@@ -51,8 +53,8 @@ class ImageList:
             data = list_path.read_bytes()
         except OSError as error:
             raise UserError(
-                f"The image list {list_path} cannot be read ({error.strerror}): see data_txt/README.md for "
-                "where lists come from."
+                f"The image list {list_path} cannot be read ({error.strerror}): {nearest_path(list_path)}see "
+                "data_txt/README.md for where lists come from."
             ) from error
         return cls(list_path, Path(data_dir), *_parse(data, list_path))
 
@@ -93,6 +95,10 @@ class ImageList:
         names = [self.text[self.offsets[i] : self.offsets[i + 1]] for i in indices]
         return ImageList(self.list_path, self.data_dir, b"".join(names), _offsets(names), self.targets[indices])
 
+    def bad_image(self, index: int, error: Exception) -> BadImage:
+        """The record of an image that could not be decoded."""
+        return BadImage(index, self.name(index), reason_of(self.path(index), error), str(self.list_path))
+
     def with_targets(self, targets: np.ndarray) -> "ImageList":
         return ImageList(self.list_path, self.data_dir, self.text, self.offsets, targets)
 
@@ -104,32 +110,15 @@ def list_folder(folder: str | Path) -> ImageList:
         UserError: the folder is missing, or holds no image file.
     """
     folder = Path(folder)
-    encoded = [os.fsencode(path) for path in image_files(folder)]
-    if not encoded:
-        raise UserError(
-            f"There is no image file under {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder "
-            "that holds some."
-        )
+    content = scan_folder(folder)
+    others = others_text(content.others)
+    if not content.images:
+        found = f"it holds {others}" if others else "it is empty" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"There is no image file under {folder} ({found}): give a folder that holds some.")
+    if others:
+        get_logger().info(f"{folder}: files that are no images by their endings are left out: {others}.")
+    encoded = [os.fsencode(path) for path in content.images]
     return ImageList(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(encoded), np.int64))
-
-
-def image_files(folder: Path) -> list[str]:
-    """The image files under a folder by their suffix, at any depth: paths relative to it, sorted. No folder is one.
-
-    Raises:
-        UserError: a folder under it cannot be entered.
-    """
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise UserError(
-                f"The folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or take it out."
-            ) from error
-
-    found = []
-    for here, _, names in os.walk(folder, onerror=refuse):
-        found += [Path(here, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def list_class_folders(folder: str | Path, class_names: Sequence[str]) -> ImageList:
@@ -234,10 +223,10 @@ class ListDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple | str | UserError:
+    def __getitem__(self, item: tuple[int, int]) -> tuple | BadImage | UserError:
         """One image for each transform, [S, S, 3] uint8, and the label last.
 
-        Of a file that is missing or cannot be decoded its path, to be left out, or the error, to be raised: raised
+        Of a file that is missing or cannot be decoded a record, to be left out, or the error, to be raised: raised
         here, in a worker process, it would arrive under that process's traceback.
 
         Args:
@@ -247,27 +236,27 @@ class ListDataset(Dataset):
         path = self.images.path(index)
         try:
             image = decode(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return str(path) if self.skip_bad else bad_image(path, error)
+        except Exception as error:  # damaged files make Pillow's decoders raise anything
+            bad = self.images.bad_image(index, error)
+            return bad if self.skip_bad else bad_image_error(path, bad)
         with seeded(seed):
             results = [to_tensor(transform(image)) for transform in self.transforms]
         return *results, int(self.images.targets[index])
 
 
-def bad_image(path: Path, error: Exception) -> UserError:
-    what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be decoded ({error})"
+def bad_image_error(path: Path, bad: BadImage) -> UserError:
     return UserError(
-        f"The image {path} {what}: mend or replace it, take it off the list, or set "
-        'data_loader;args;on_bad_image to "skip" for training.'
+        f"The image {path} {bad.reason}: mend or replace it, take it off the list, or leave such images out, "
+        '--set "data_loader;args;on_bad_image=skip".'
     )
 
 
-def collate(items: list[tuple | str | UserError]) -> tuple:
+def collate(items: list[tuple | BadImage | UserError]) -> tuple:
     """A batch of items of ListDataset.
 
     Returns:
-        A list of [B, 3, S, S] uint8, channels last in memory, one for each transform; labels [B]; paths left out, or
-        errors.
+        A list of [B, 3, S, S] uint8, channels last in memory, one for each transform; labels [B]; records of images
+        left out, or errors.
     """
     bad = [item for item in items if not isinstance(item, tuple)]
     good = [item for item in items if isinstance(item, tuple)]

@@ -163,7 +163,8 @@ def test_a_broken_image_stops_and_is_named_or_is_left_out(folder, tmp_path, work
     (folder / "broken.png").write_bytes(data[: len(data) // 2])
     train_list = broken_list(folder, tmp_path, "broken.png")
     loader = make(folder, train_list=train_list, num_workers=workers)
-    for batches in (loader, loader.with_test_images(loader.train_images).test_batches()):
+    stopping = make(folder, train_list=train_list, num_workers=workers, on_bad_image="stop")
+    for batches in (loader, stopping.with_test_images(loader.train_images).test_batches()):
         with pytest.raises(UserError, match=r"^The image .*broken\.png cannot be decoded .*: mend") as caught:
             list(batches)
         assert "Traceback" not in str(caught.value)

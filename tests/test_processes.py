@@ -210,7 +210,7 @@ def test_two_processes(small_config, tmp_path, folder):  # noqa: F811
     assert found["sync"] == pytest.approx(one, rel=1e-6)
 
     # Lists: a shard that has lost an image leaves the batch out in both; too small ones are refused at the start.
-    assert found["broken"] > 0 and found["even"] > 0 and "broken.png cannot be decoded: left out" in out
+    assert found["broken"] > 0 and found["even"] > 0 and "broken.png is an empty file" in out
     assert found["refused"].startswith("batch_size is 3 for all of 2 processes")
     assert "holds a run already" in found["used"]
 

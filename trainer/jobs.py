@@ -15,10 +15,11 @@ from trainer.given_prior import with_prior
 from trainer.loaded_run import LoadedRun, load_run
 from trainer.prediction import predict
 from trainer.registry import make_config
-from trainer.results import Predictions, save_results
+from trainer.results import Predictions, Results, save_results
 from trainer.run_folder import results_folder
 from trainer.training import train
 from utils import distributed
+from utils.bad_images import FILE_NAME, write_list
 from utils.checkpoint import write_together
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -42,14 +43,14 @@ def run_test(options: Options) -> dict:
     """Returns the content of results.json, with the one distribution "uniform"."""
     run = open_run(options)
     with results_folder(options.checkpoint, "test", options.output) as folder:
-        return save_results(evaluate_test_set(run), folder, "test")
+        return save_evaluation(run, evaluate_test_set(run), folder, "test")
 
 
 def run_test_all(options: Options) -> dict:
     """Returns the content of results.json."""
     run = open_run(options)
     with results_folder(options.checkpoint, "test_all", options.output) as folder:
-        return save_results(evaluate(run), folder, "test_all")
+        return save_evaluation(run, evaluate(run), folder, "test_all")
 
 
 def run_test_train(options: Options) -> dict:
@@ -67,7 +68,13 @@ def run_test_train(options: Options) -> dict:
         if options.calibrate_on_test:
             run = run.calibrated_on_test(options.calibrate_on_test)
         results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
-        return save_results(results, folder, "test_train")
+        return save_evaluation(run, results, folder, "test_train")
+
+
+def save_evaluation(run: LoadedRun, results: Results, folder: Path, job: str) -> dict:
+    """`save_results`, with the test images that were left out in a file beside them; returns results.json's content."""
+    distributed.by_first_process(lambda: write_list(folder / FILE_NAME, run.bad_images.values()))
+    return save_results(results, folder, job)
 
 
 def run_predict_folder(options: Options) -> dict:
@@ -88,11 +95,17 @@ def run_predict_folder(options: Options) -> dict:
 
 
 def save_predictions(run: LoadedRun, predictions: Predictions, options: Options, folder: Path) -> dict:
-    """Write predictions.csv and weights.json, and say what was predicted most; returns the content of weights.json."""
+    """Write predictions.csv, weights.json and any bad_images.csv, and say what was predicted most.
+
+    Returns:
+        The content of weights.json.
+    """
     table, learning = predictions.table(), dict(predictions.learning)
+    write_list(folder / FILE_NAME, predictions.bad_images)
     record = {
         "weights": learning.pop("weights", None),
         "images": len(table),
+        **({"bad_images": len(predictions.bad_images)} if predictions.bad_images else {}),
         "folder": str(options.images),
         "checkpoint": run.checkpoint.to_json(),
         "aggregator": aggregator_section(run.config),

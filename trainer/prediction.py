@@ -20,7 +20,7 @@ def predict(
     stream: bool = False,
     stream_batch: int = STREAM_BATCH,
 ) -> Predictions:
-    """Adapt to unlabeled images, and predict each of them.
+    """Adapt to unlabeled images, and predict each of them that can be decoded.
 
     Args:
         run: from `load_run`.
@@ -34,7 +34,8 @@ def predict(
     """
     aggregator = new_aggregator(run, make_aggregator, stream, stream_batch) if make_aggregator else None
     used = calibration_used(run, aggregator) if aggregator else None
-    run = replace(run, loader=run.loader.with_test_images(images))
+    whole = replace(run, loader=run.loader.with_test_images(images))
+    run = whole.without_bad_images()
     count = len(run.targets)
     learning = {}
     if aggregator is None:
@@ -50,4 +51,5 @@ def predict(
         learning = aggregator.report()
     names = run.loader.test_names
     calibration = used.to_json() if used else None
-    return Predictions(names, log_probabilities, run.loader.class_names, learning, run.checkpoint, calibration)
+    bad = list(whole.bad_images.values())
+    return Predictions(names, log_probabilities, run.loader.class_names, learning, run.checkpoint, calibration, bad)

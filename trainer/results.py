@@ -1,6 +1,6 @@
 """The record of an evaluation: one class for each level of results.json, and what is made of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import pandas as pd
 from torch import Tensor
 
 from utils import distributed
+from utils.bad_images import BadImage
 from utils.logger import TensorBoardLog, get_logger
 from utils.report import console_table, figures, write_reports
 
@@ -148,6 +149,7 @@ class Predictions:
         learning: what the aggregator reports, with its "weights" where it has some; empty for equal weights.
         checkpoint: what predicted.
         calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
+        bad_images: that were left out because they cannot be decoded; names and predictions are of the others.
     """
 
     names: list[str]
@@ -156,6 +158,7 @@ class Predictions:
     learning: dict[str, Any]
     checkpoint: CheckpointRecord
     calibration: dict[str, Any] | None = None
+    bad_images: Sequence[BadImage] = ()
 
     def table(self) -> pd.DataFrame:
         """One row an image: path, class, probability."""
