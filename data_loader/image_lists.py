@@ -1,5 +1,6 @@
 """Images on disk, named by list files of "relative/path.jpg label" lines; and how one image becomes pixels."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -116,9 +117,14 @@ def list_folder(folder: str | Path) -> ImageList:
         found = f"it holds {others}" if others else "it is empty" if folder.is_dir() else "there is no such folder"
         raise UserError(f"There is no image file under {folder} ({found}): give a folder that holds some.")
     if others:
-        get_logger().info(f"{folder}: files that are no images by their endings are left out: {others}.")
+        _say_once(f"{folder}: files that are no images by their endings are left out: {others}.")
     encoded = [os.fsencode(path) for path in content.images]
     return ImageList(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(encoded), np.int64))
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    get_logger().info(message)
 
 
 def list_class_folders(folder: str | Path, class_names: Sequence[str]) -> ImageList:

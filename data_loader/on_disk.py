@@ -232,9 +232,11 @@ class ListDataLoader(BaseDataLoader):
         return self._with_test_list(self.test_images.select(indices))
 
     def check_files(self, training: bool = True) -> None:
-        lists = {"train_list": self.train_images, "val_list": self.val_images} if training else {}
-        lists = {id(images): (name, images) for name, images in {"test_list": self.test_images, **lists}.items()}
-        for name, images in lists.values():
+        lists = {"train_list": self.train_images} if training else {}
+        lists["test_list"] = self.test_images
+        if training and self.val_images is not self.test_images:
+            lists["val_list"] = self.val_images
+        for name, images in lists.items():
             check_listed_files(images, name, some=self._bad_test_images is not None)
 
     def _renumber(self) -> None:

@@ -297,7 +297,7 @@ def test_check_decodes_and_lists_what_it_cannot(folder, capsys):
     assert bad["reason"][0].startswith("cannot be decoded (") and bad["reason"][1] == "is an empty file"
     assert bad["reason"][2] == "is no image that Pillow knows"
     text = capsys.readouterr().out
-    assert "3 of 4 images cannot be used: dog/1.png cannot be decoded" in text and "dog      2" in text
+    assert "3 of 4 images cannot be used: dog/1.png cannot be decoded" in text and "  dog       2   few" in text
 
 
 def test_the_right_folder_is_found(folder):

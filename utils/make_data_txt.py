@@ -219,6 +219,9 @@ def counts_figure(table: pd.DataFrame, title: str):
         labels = [printable(name).replace("$", r"\$") for name in falling["class"]]
         axes.set_xticks(range(len(falling)), labels, rotation=90, fontsize=7)
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)  # a class of one image can be seen
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("classes, the largest first")
     axes.set_ylabel("images")
     axes.set_title(f"Images a class: {printable(title)}".replace("$", r"\$"))
