@@ -52,8 +52,10 @@ def folder(tmp_path_factory):
     return root
 
 
-def make(folder, **options) -> ListDataLoader:
-    options = {
+def list_options(folder, **options) -> dict:
+    """Arguments of a ListDataLoader."""
+    return {
+        "data_dir": str(folder),
         "train_list": str(folder / "train.txt"),
         "test_list": str(folder / "test.txt"),
         "batch_size": 8,
@@ -62,7 +64,10 @@ def make(folder, **options) -> ListDataLoader:
         "distributions": ["forward2", "uniform", "backward2"],
         **options,
     }
-    return ListDataLoader(str(folder), **options)
+
+
+def make(folder, **options) -> ListDataLoader:
+    return ListDataLoader(**list_options(folder, **options))
 
 
 # --- lists ---
@@ -192,10 +197,8 @@ def damaged(folder, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images_are_skipped_in_evaluation(folder, damaged, workers):
-    whole, loader = (
-        make(folder),
-        make(folder, test_list=str(damaged / "test.txt"), on_bad_image="skip", num_workers=workers),
-    )
+    damaged_list = str(damaged / "test.txt")
+    whole, loader = make(folder), make(folder, test_list=damaged_list, on_bad_image="skip", num_workers=workers)
     batches = loader.test_batches()
     ((images, targets),) = batches
     assert torch.equal(images[:12], next(iter(whole.test_batches()))[0]) and not images[12:].any()
@@ -216,16 +219,7 @@ def small_list_config(folder, tmp_path, **options) -> dict:
     config = read_json(ROOT / "configs" / "config_digits_tade.json")
     config["arch"]["args"] |= {"num_classes": 3, "num_experts": 2, "layer2_output_dim": 16, "layer3_output_dim": 16}
     config["trainer"] |= {"epochs": 1, "save_dir": str(tmp_path), "tensorboard": False}
-    data = {
-        "data_dir": str(folder),
-        "train_list": str(folder / "train.txt"),
-        "test_list": str(folder / "test.txt"),
-        "batch_size": 8,
-        "image_size": SIZE,
-        "num_workers": 0,
-        "distributions": ["uniform", "backward2"],
-        **options,
-    }
+    data = list_options(folder, **{"distributions": ["uniform", "backward2"], **options})
     return {**config, "data_loader": {"type": "ListDataLoader", "args": data}}
 
 
@@ -569,16 +563,8 @@ def test_places_labels_are_renumbered_by_frequency(folder, tmp_path):
 def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     config = read_json(ROOT / "configs" / "config_custom_example.json")
     config["arch"]["args"] |= {"num_classes": 3, "layer3_output_dim": 32, "layer4_output_dim": 32}
-    config["data_loader"]["args"] |= {
-        "data_dir": str(folder),
-        "train_list": str(folder / "train.txt"),
-        "test_list": str(folder / "test.txt"),
-        "batch_size": 8,
-        "image_size": SIZE,
-        "num_workers": 0,
-        "distributions": ["forward2", "uniform"],
-        "class_names": str(tmp_path / "classes.txt"),
-    }
+    names = str(tmp_path / "classes.txt")
+    config["data_loader"]["args"] |= list_options(folder, distributions=["forward2", "uniform"], class_names=names)
     config["trainer"] |= {"epochs": 2, "save_dir": str(tmp_path), "tensorboard": False}
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
     last = Path(train(config)["last"])
