@@ -107,6 +107,8 @@ def read_class_folders(folder: Path, options: SplitOptions) -> ClassFolders:
         layout["test"] = layout.pop("val")
         notices.append(f"There are no other test images: {layout['test']} becomes the test list.")
     images, others = _images(folder, layout)
+    if loose := sum(len(scan_folder(root, depth=1).images) for root in layout.values()):
+        notices.append(f"{loose} images that are in no class folder are left out.")
     if others:
         notices.append(f"Files that are no images by their endings are left out: {others_text(others)}.")
     classes = _classes(folder, images["train"], options, notices)
@@ -208,9 +210,11 @@ def _classes(folder: Path, images: Mapping[str, list[str]], options: SplitOption
         notices.append(f"{len(small)} classes with fewer than {options.min_images} images left out: {_names(small)}.")
     classes = [name for name in kept if name not in empty and name not in small]
     if len(classes) < 2:
+        inside = subfolders(folder)
+        deeper = f"give {inside[0]}, or " if len(inside) == 1 and len(subfolders(inside[0])) > 1 else ""
         raise UserError(
-            f"{folder} holds {len(classes)} class folder(s) with images, and two are the least: put the images of each "
-            "class into a folder of its own."
+            f"{folder} holds {len(classes)} class folder(s) with images, and two are the least: {deeper}put the images "
+            "of each class into a folder of its own."
         )
     return classes
 

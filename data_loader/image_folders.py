@@ -41,8 +41,12 @@ class FolderContent:
     others: Counter[str] = field(default_factory=Counter)
 
 
-def scan_folder(folder: Path) -> FolderContent:
+def scan_folder(folder: Path, depth: int | None = None) -> FolderContent:
     """The image files and the other files under a folder; leftovers count as neither. No folder has none.
+
+    Args:
+        folder: where to look.
+        depth: 1 for the folder alone, 2 with the folders in it, ...; None for all.
 
     Raises:
         UserError: a folder under it cannot be entered.
@@ -57,7 +61,8 @@ def scan_folder(folder: Path) -> FolderContent:
     found: list[Path] = []
     content = FolderContent()
     for here, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not is_leftover(name)]
+        deep = depth is not None and len(Path(here).relative_to(folder).parts) >= depth - 1
+        folders[:] = [] if deep else [name for name in folders if not is_leftover(name)]
         for name in names:
             suffix = Path(name).suffix.lower()
             if is_leftover(name):

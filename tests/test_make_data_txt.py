@@ -117,6 +117,8 @@ def test_from_folder_and_check(folder):
 def test_from_folder_bad_input(folder):
     with pytest.raises(UserError, match="No class of .* has an image left for the test list: lower --test_per_class"):
         main(["from-folder", str(folder / "images"), str(folder), "--test_per_class", "9"])
+    with pytest.raises(UserError, match=f"holds 1 class folder.s. with images.*: give {folder / 'images'}, or put"):
+        main(["from-folder", str(folder), str(folder / "lists")])
     with pytest.raises(UserError, match="There is no folder"):
         main(["from-folder", str(folder / "absent"), str(folder)])
     with pytest.raises(UserError, match="holds 0 class folder"):
@@ -146,10 +148,12 @@ def test_whatever_pillow_opens_without_what_file_managers_leave(tmp_path, capsys
         (tmp_path / "f" / name).write_bytes(b"x")
     make_images(tmp_path / "f", {"__MACOSX/a": 2, ".git/a": 2, "b/__MACOSX": 1})
     Image.new("L", (8, 8)).save(tmp_path / "f" / "a" / "z.PGM", format="PPM")
+    Image.new("L", (8, 8)).save(tmp_path / "f" / "loose.png")
     assert from_folder(tmp_path / "f", tmp_path / "o", "--test_per_class", 1) == {"classes": 2, "train": 6, "test": 2}
     names = [name for split in ("train", "test") for name, _ in listed(tmp_path / "o", split)]
     assert "a/z.PGM" in names and all(name.lower().endswith(("ppm", "pgm")) and "/." not in name for name in names)
-    assert "left out: 2 .heic, 1 without an ending." in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "left out: 2 .heic, 1 without an ending." in text and "1 images that are in no class folder" in text
     assert main(["check", str(tmp_path / "o" / "train.txt"), str(tmp_path / "f"), "--num_workers", "0"])["images"] == 6
 
 
