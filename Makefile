@@ -1,7 +1,7 @@
 # Everything runs in an environment of its own, .venv. Set PYTHON to use another interpreter, VENV another folder.
 PYTHON ?= python3
 VENV ?= .venv
-RUN = saved/Digits_LT_TADE/demo
+RUN = saved/Demo_LT_TADE/demo
 BIN = $(VENV)/bin
 
 .PHONY: help env demo test test-slow lint clean
@@ -19,15 +19,16 @@ $(VENV)/.ready: requirements.txt
 
 demo: env  ## train on long-tailed digits, evaluate every test distribution, learn expert weights, follow a stream (minutes, no download)
 	rm -rf $(RUN)
-	$(BIN)/python train.py -c configs/config_digits_tade.json --run_id demo
+	$(BIN)/python train.py -c configs/config_demo_tade.json --run_id demo
 	$(BIN)/python test_all_cifar.py -r $(RUN)/last.pth
-	$(BIN)/python test_train_cifar.py -c configs/test_time_digits_tade.json -r $(RUN)/last.pth
-	$(BIN)/python test_train_cifar.py -c configs/test_time_digits_prior.json -r $(RUN)/last.pth -o $(RUN)/results/last/test_prior
+	$(BIN)/python test_train_cifar.py -c configs/test_time_demo_tade.json -r $(RUN)/last.pth
+	$(BIN)/python test_train_cifar.py -c configs/test_time_demo_prior.json -r $(RUN)/last.pth -o $(RUN)/results/last/test_prior
 	$(BIN)/python examples/turning_stream.py -r $(RUN)/last.pth
 	@echo
 	@echo "Tables and plots: $(RUN)/results/last/test_all and $(RUN)/results/last/test_train"
 	@echo "A turning stream: $(RUN)/turning_stream/stream.png"
 	@echo "TensorBoard:      $(BIN)/tensorboard --logdir saved"
+	@echo "To look at first: $(RUN)/results/last/test_prior/report.html"
 
 lint: env  ## check style, layout, imports and types
 	$(BIN)/ruff check .

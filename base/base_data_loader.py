@@ -3,15 +3,31 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from utils.bad_images import BadImage
 from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a checkpoint says of the data it was trained on: enough to predict other images without them.
+
+    Args:
+        cls_num_list: training images per class, [C].
+        class_map, class_names: see BaseDataLoader; None where the checkpoint says nothing of them.
+    """
+
+    cls_num_list: list[int]
+    class_map: list[int] | None = None
+    class_names: list[str] | None = None
 
 
 class BaseDataLoader(ABC):
@@ -32,6 +48,8 @@ class BaseDataLoader(ABC):
     cls_num_list: list[int]
     #: Width and height of the images that the network sees, in pixels.
     image_size: int
+    #: How a picture becomes an image of that size, in words.
+    preparation: str = "Images have this size already."
     #: The label that a class has in the data set's own files, for every label used here; None where they agree.
     class_map: list[int] | None = None
     #: False after `with_test_images`: then the test images have no labels, and no test distributions.
@@ -43,8 +61,12 @@ class BaseDataLoader(ABC):
     #: Training images that were left out because they cannot be decoded, by index, as this process has found them;
     #: None where the first one ends the training.
     bad_training_images: dict[int, BadImage] | None = None
+    #: Files that are not among the test images, because they cannot be decoded.
+    files_left_out: Sequence[BadImage] = ()
     #: Whether the images of `split_validation` are neither training nor test images.
     has_held_out_validation: bool = False
+    #: False where it was made from `TrainedOn`: there are no images but those that `with_test_images` is given.
+    has_data: bool = True
 
     def __init__(self, batch_size: int):
         if batch_size < 1:
@@ -65,6 +87,19 @@ class BaseDataLoader(ABC):
     def class_names(self) -> list[str]:
         """The name of every class, [C]; by default its number in the data set's own files."""
         return [str(number) for number in self.class_map or range(self.num_classes)]
+
+    @property
+    def is_named(self) -> bool:
+        """Whether classes have names, and not just numbers."""
+        return self.class_names != [str(number) for number in self.class_map or range(self.num_classes)]
+
+    def take(self, trained_on: TrainedOn) -> None:
+        """Do without the data: all that is known of them is what a checkpoint says."""
+        self.has_data = self.has_test_labels = self.has_held_out_validation = False
+        self.cls_num_list = list(trained_on.cls_num_list)
+        self.class_map = trained_on.class_map
+        if trained_on.class_names:
+            self.class_names = list(trained_on.class_names)
 
     def prepare(self, device: torch.device, seed: int, rank: int = 0, world_size: int = 1) -> None:
         """Say where batches are wanted, what seeds the random numbers, and which of several processes this is."""
@@ -125,6 +160,15 @@ class BaseDataLoader(ABC):
     def test_names(self) -> list[str]:
         """The name of every test image, [N]: a path, or by default its number."""
         return [str(number) for number in range(len(self.test_batches().targets))]
+
+    def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
+        """Small pictures of test images, for reports; None of an image that cannot be shown, by default of all.
+
+        Args:
+            indices: of images of `test_batches`.
+            size: longest side in pixels; smaller images keep their size.
+        """
+        return [None] * len(indices)
 
     @abstractmethod
     def test_distributions(self) -> dict[str, np.ndarray]:
@@ -214,13 +258,23 @@ class BaseDataLoader(ABC):
         return None
 
     def _check_held_out_validation(self) -> None:
+        self._check_data()
         if not self.has_held_out_validation:
             raise UserError(
                 "The data have no validation images that are neither training nor test images: train with "
                 "data_loader;args;val_fraction=0.05, or give labeled images of your own."
             )
 
+    def _check_data(self) -> None:
+        """Raise UserError where there are no images, of training or for testing."""
+        if not self.has_data:
+            raise UserError(
+                "This run was opened without its data, which is enough to predict images and no more: open it with "
+                "load_run(path), where the data are."
+            )
+
     def _check_test_labels(self) -> None:
+        self._check_data()
         if not self.has_test_labels:
             raise UserError("The test images are unlabeled, and test distributions need labels: name no distribution.")
 

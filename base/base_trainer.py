@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from utils import distributed
 from utils.checkpoint import load_weights, position, save_checkpoint, whole_epochs
 from utils.errors import Interrupted, UserError
-from utils.logger import TensorBoardLog, file_log, get_logger
+from utils.logger import TensorBoardLog, duration, file_log, get_logger
 from utils.signals import StopSignals, end_at_once, signal_status
 
 
@@ -43,7 +43,7 @@ class TrainerOptions:
         on_nan: at a loss or gradient that is not finite, "stop", or "skip" the step.
         nan_limit: with "skip", steps of an epoch that may be skipped; one more stops the run.
         tensorboard: write TensorBoard logs into the run folder.
-        verbosity: 0 warnings, 1 one line an epoch, 2 everything.
+        verbosity: 0 warnings, 1 one line an epoch, 2 details in log.txt as well.
         type: the trainer, by its name in trainer/trainer.py.
     """
 
@@ -124,6 +124,7 @@ class BaseTrainer(ABC):
         self.sign = -1 if mode == "min" else 1
         self.start_epoch = 1
         self._sitting = time.perf_counter()  # since when `seconds` does not count yet
+        self._pace: tuple[float, int] | None = None  # when this sitting began, and after which epoch
         self._patience: threading.Timer | None = None
         self.best: float | None = None
         self.best_epoch: int | None = None
@@ -223,11 +224,10 @@ class BaseTrainer(ABC):
         with warnings.catch_warnings():  # stopped after its last step, an epoch has none left for the resumed run
             warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
             self.scheduler.step()
-        self.logger.info(
-            "  ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items() if v is not None
-            )
-        )
+        shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items() if v is not None]
+        if epoch < self.options.epochs:
+            shown.append(f"left {duration(self._seconds_left(epoch))}")
+        self.logger.info("  ".join(shown))
         improved = self._improved(values, epoch) if validated else False
         self.seconds += time.perf_counter() - self._sitting
         self._sitting = time.perf_counter()
@@ -237,6 +237,14 @@ class BaseTrainer(ABC):
         self._save(state, improved)
         self.saved = "the last whole epoch"
         return values
+
+    def _seconds_left(self, epoch: int) -> float:
+        """Until the end of the run, at the pace of the epochs of this sitting."""
+        now = time.perf_counter()
+        if self._pace is None:
+            self._pace = (self._sitting, epoch - 1)
+        since, before = self._pace
+        return (now - since) / (epoch - before) * (self.options.epochs - epoch)
 
     def _validated(self, epoch: int) -> dict:
         """One process validates for all: they must agree on when to stop."""

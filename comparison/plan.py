@@ -1,23 +1,34 @@
 """The runs of a comparison: which methods, data sets and seeds, and what each run consists of."""
 
+import inspect
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from comparison.tables import display_name
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer.command_line import Options
 from trainer.loaded_run import SECTIONS as TESTING_SECTIONS
 from trainer.registry import COMPONENTS, make_config
+from trainer.run_folder import results_dir
+from trainer.schedule import moved_schedule
 from trainer.training import training_config
+from utils.checkpoint import write_atomically
 from utils.errors import UserError, unknown
 from utils.parse_config import ConfigParser, merge, parse_assignment, read_json
+from utils.report import make_folder
 
 CONFIGS = Path("configs")
 SCRIPTS = {"imagenet": "imagenet", "places": "places", "iNaturalist": "inat"}  # first word of a data set -> suffix
 RESERVED = ("name", "seed", "trainer;save_dir")
 CHECKPOINTS = ("last", "model_best")
+#: Jobs after training, each with results in a folder of its name: experts weighted equally, weights learned as
+#: published (where there are such), test prior estimated (on the last checkpoint alone: it takes more passes).
+EQUAL, LEARNED, PRIOR = "test_all", "test_train", "test_prior"
+#: What makes a method of a config: what replaces arguments of `arch`, and the loss.
+PARTS = ("num_experts", "reduce_dimension", "use_norm", "share_layer3")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +40,7 @@ class Run:
         seed: of everything random.
         folder: the run's folder.
         training: its config.
-        testing: what is changed in the checkpoint's config for test_all_*.py.
-        adapting: the same for test_train_*.py; None where there are no expert weights to learn.
+        testing: of each job, what is changed in the checkpoint's config.
         device: as -d.
         commands: what one would type to do this run by hand.
     """
@@ -40,8 +50,7 @@ class Run:
     seed: int
     folder: Path
     training: Mapping
-    testing: Mapping
-    adapting: Mapping | None
+    testing: Mapping[str, Mapping]
     device: str | None
     commands: Sequence[str]
 
@@ -61,10 +70,13 @@ class Run:
 
     def tests(self) -> list[tuple[str, Options]]:
         """The jobs after training and their options, for the checkpoints that are there."""
-        jobs = {"test_all": self.testing} | ({"test_train": self.adapting} if self.adapting is not None else {})
         files = [self.folder / f"{name}.pth" for name in CHECKPOINTS]
         return [
-            (job, Options(config, file, self.device)) for file in files if file.exists() for job, config in jobs.items()
+            (job, Options(config, file, self.device, output=results_dir(file, job)))
+            for file in files
+            if file.exists()
+            for job, config in self.testing.items()
+            if job != PRIOR or file.stem == "last"
         ]
 
 
@@ -78,6 +90,7 @@ def plan_runs(
     assignments: Sequence[str] = (),
     device: str | None = None,
     quick: bool = False,
+    configs: Mapping[str, Path] | None = None,
 ) -> list[Run]:
     """One run for each data set, method and seed; their configs are checked, for training and for testing.
 
@@ -87,9 +100,10 @@ def plan_runs(
         output: folder of all runs.
         epochs: shorten the schedule to so many epochs.
         assignments: "KEY;PATH=VALUE", for every config; those of data_loader count in testing as well, those of
-            aggregator only there.
+            averaged_views and aggregator only there (the latter where weights are learned).
         device: as -d.
-        quick: the first, the balanced and the last test distribution alone, and one test-time pass.
+        quick: the first, the balanced and the last test distribution alone, one test-time pass, no averaged views.
+        configs: the configs of the methods on one's own data, see `write_own_configs`.
 
     Raises:
         UserError: a config is missing, an option does not fit one, or two runs would share a folder.
@@ -102,16 +116,11 @@ def plan_runs(
     runs = []
     for name in data:
         for method in methods:
-            path = CONFIGS / f"config_{name}_{method}.json"
-            if not path.exists():
-                raise unknown(
-                    "data set and method",
-                    f"{name}_{method}",
-                    [p.stem.removeprefix("config_") for p in CONFIGS.glob("config_*.json")],
-                )
+            path = configs[method] if configs else config_path(name, method)
             base = make_config(read_json(path))
             changes = (scaled_schedule(base, epochs) if epochs else []) + (quick_changes(base) if quick else [])
-            runs += [plan_run(name, method, seed, output, [*changes, *assignments], device) for seed in seeds]
+            chosen = [*changes, *assignments]
+            runs += [plan_run(name, method, path, seed, output, chosen, device, quick) for seed in seeds]
     folders: dict[Path, Run] = {}
     for run in runs:
         if run.folder in folders:
@@ -123,15 +132,40 @@ def plan_runs(
     return runs
 
 
-def plan_run(data: str, method: str, seed: int, output: Path, assignments: Sequence[str], device: str | None) -> Run:
-    """One run of `plan_runs`."""
+def config_path(data: str, method: str) -> Path:
+    """The config of a method on a data set.
+
+    Raises:
+        UserError: there is none; names the methods that the data set has, or the data sets.
+    """
     path = CONFIGS / f"config_{data}_{method}.json"
+    if path.exists():
+        return path
+    stems = {config.stem.removeprefix("config_") for config in CONFIGS.glob("config_*.json")}
+    data_sets = {stem.removesuffix("_softmax") for stem in stems if stem.endswith("_softmax")}
+    if data not in data_sets:
+        raise unknown("data set", data, data_sets)
+    prefix = f"{data}_"
+    raise unknown(f"method for {data}", method, {s.removeprefix(prefix) for s in stems if s.startswith(prefix)})
+
+
+def plan_run(
+    data: str,
+    method: str,
+    path: Path,
+    seed: int,
+    output: Path,
+    assignments: Sequence[str],
+    device: str | None,
+    quick: bool = False,
+) -> Run:
+    """One run of `plan_runs`, of the config at `path`."""
     base = read_json(path)
     folder = output / base["name"] / f"seed{seed}"
     sections = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
-    for_training = [text for text, section in sections.items() if section != "aggregator"]
-    for_testing = [text for text, section in sections.items() if section == "data_loader"]
-    for_adapting = [text for text, section in sections.items() if section in ("data_loader", "aggregator")]
+    for_training = [text for text, section in sections.items() if section not in ("aggregator", "averaged_views")]
+    for_testing = [text for text, section in sections.items() if section in ("data_loader", "averaged_views")]
+    for_learning = [text for text, section in sections.items() if text in for_testing or section == "aggregator"]
 
     def values(texts: Sequence[str]) -> dict:
         return dict(parse_assignment(text) for text in texts)
@@ -143,54 +177,101 @@ def plan_run(data: str, method: str, seed: int, output: Path, assignments: Seque
     training = merge(base, {"seed": seed, "trainer;save_dir": str(output), **values(for_training)})
     config = training_config(training)
     config.build("trainer")
-    suffix = SCRIPTS.get(data.split("_")[0], "cifar")
-    checkpoint = ("-r", str(folder / "last.pth"))
+    own = config["data_loader"]["type"] == "ListDataLoader"
+    suffix = "imagenet" if own else SCRIPTS.get(data.split("_")[0], "cifar")
+    last = folder / "last.pth"
     commands = [
         typed(
             "train.py",
             *("-c", str(path), "--seed", str(seed), "--save_dir", str(output), "--run_id", folder.name),
             texts=for_training,
         ),
-        typed(f"test_all_{suffix}.py", *checkpoint, texts=for_testing),
+        typed(f"test_all_{suffix}.py", "-r", str(last), texts=for_testing),
     ]
-    adapting = None
+    testing: dict[str, Mapping] = {EQUAL: values(for_testing)}
+    adapting = [(PRIOR, test_time_config(data, method, "prior"), for_testing + ["averaged_views=0"] * quick)]
     if config["loss"]["type"] == "DiverseExpertLoss":
-        own = CONFIGS / f"test_time_{data}_{method}.json"
-        test_time = own if own.exists() else CONFIGS / f"test_time_{data}_tade.json"
-        adapting = {**read_json(test_time), "seed": seed, **values(for_adapting)}
-        make_config(merge({k: v for k, v in config.config.items() if k in TESTING_SECTIONS}, adapting))
-        commands.append(
-            typed(
-                f"test_train_{suffix}.py",
-                *("-c", str(test_time), "--seed", str(seed), *checkpoint),
-                texts=for_adapting,
-            )
-        )
-    return Run(data, method, seed, folder, training, values(for_testing), adapting, device, commands)
+        adapting.insert(0, (LEARNED, test_time_config(data, method, "tade"), for_learning))
+    for job, file, texts in adapting:
+        testing[job] = {**read_json(file), "seed": seed, **values(texts)}
+        make_config(merge({k: v for k, v in config.config.items() if k in TESTING_SECTIONS}, testing[job]))
+        arguments = ["-c", str(file), "--seed", str(seed), "-r", str(last)]
+        if job == PRIOR:
+            arguments += ["-o", str(results_dir(last, PRIOR))]
+        commands.append(typed(f"test_train_{suffix}.py", *arguments, texts=texts))
+    return Run(data, method, seed, folder, training, testing, device, commands)
+
+
+def test_time_config(data: str, method: str, kind: str) -> Path:
+    """The config/test_time_*.json of a method on a data set; the example's where they have none of their own.
+
+    Args:
+        data, method: as in configs/config_DATA_METHOD.json.
+        kind: "tade", the published way, or "prior".
+    """
+    names = [f"{data}_{method}"] if kind == "tade" else []
+    names += [f"{data}_{kind}", "custom_example" + ("" if kind == "tade" else "_prior")]
+    return next(path for name in names if (path := CONFIGS / f"test_time_{name}.json").exists())
+
+
+def write_own_configs(own: Path, methods: Sequence[str], output: Path) -> dict[str, Path]:
+    """The configs of several methods on the data of one's own config, written into a folder.
+
+    Args:
+        own: a training config, of any method.
+        methods: softmax, ride, tade.
+        output: gets config_NAME_METHOD.json.
+
+    Returns:
+        Method -> file.
+
+    Raises:
+        UserError: the config is wrong, or a method is unknown.
+    """
+    base, files = make_config(read_json(own)).config, {}
+    make_folder(output)
+    for method in methods:
+        files[method] = output / f"config_{own_name(own)}_{method}.json"
+        content = json.dumps(method_config(base, method), indent=2) + "\n"
+        write_atomically(files[method], content.encode())
+    return files
+
+
+def own_name(own: Path) -> str:
+    """What the data of one's own config are called in a comparison."""
+    return own.stem.removeprefix("config_")
+
+
+def method_config(own: Mapping, method: str) -> dict:
+    """Another method on the data, network and schedule of a training config.
+
+    The loss, the number of experts and how wide they are come from the method's recipe on CIFAR100-LT, for ResNet-32,
+    or on ImageNet-LT; the config's own stay where it has that loss. Stages that start from given weights keep their
+    full width.
+    """
+    small = own["arch"]["type"] == "ResNet32Model"
+    recipe = read_json(config_path("cifar100_ir100" if small else "imagenet_lt_resnext50", method))
+    config = {**own, "name": f"{own['name']}_{display_name(method)}"}
+    if own["loss"]["type"] == recipe["loss"]["type"]:
+        return config
+    arguments, parts = dict(own["arch"].get("args", {})), recipe["arch"]["args"]
+    for name in (
+        inspect.signature(COMPONENTS["arch"][own["arch"]["type"]]).parameters.keys() & parts.keys() & set(PARTS)
+    ):
+        arguments[name] = parts[name]
+    if parts["num_experts"] > 1:
+        arguments["num_experts"] = max(parts["num_experts"], own["arch"].get("args", {}).get("num_experts", 1))
+    if "weights" in own and arguments.get("reduce_dimension"):
+        arguments["reduce_dimension"] = False
+    made_for = {**own, "loss": recipe["loss"], "trainer": {"epochs": recipe["trainer"]["epochs"]}}
+    moved = moved_schedule(made_for, own["trainer"]["epochs"])
+    loss = merge({"loss": recipe["loss"]}, {path: v for path, v in moved.items() if path.startswith("loss;")})["loss"]
+    return {**config, "arch": {**own["arch"], "args": arguments}, "loss": loss}
 
 
 def scaled_schedule(config: ConfigParser, epochs: int) -> list[str]:
-    """Assignments that shorten (or lengthen) a schedule.
-
-    Steps and re-weighting move in proportion; warm-up ends before half of the first step.
-    """
-    whole = config["trainer"]["epochs"]
-
-    def scaled(epoch: int) -> int:
-        return max(1, round(epoch * epochs / whole))
-
-    changes = {"trainer;epochs": epochs}
-    schedule = config["lr_scheduler"].get("args", {})
-    for key in ("step1", "step2", "T_max", "step_size"):
-        if key in schedule:
-            changes[f"lr_scheduler;args;{key}"] = scaled(schedule[key])
-    if "milestones" in schedule:
-        changes["lr_scheduler;args;milestones"] = [scaled(epoch) for epoch in schedule["milestones"]]
-    if "step1" in schedule:
-        changes["lr_scheduler;args;warmup_epoch"] = min(schedule.get("warmup_epoch", 0), scaled(schedule["step1"]) // 2)
-    if config["loss"].get("args", {}).get("reweight_epoch", -1) > 0:
-        changes["loss;args;reweight_epoch"] = scaled(config["loss"]["args"]["reweight_epoch"])
-    return [f"{path}={json.dumps(value)}" for path, value in changes.items()]
+    """Assignments that shorten (or lengthen) a schedule, see `moved_schedule`."""
+    return [f"{path}={json.dumps(value)}" for path, value in moved_schedule(config.config, epochs).items()]
 
 
 def quick_changes(config: ConfigParser) -> list[str]:

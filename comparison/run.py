@@ -23,8 +23,9 @@ from typing import NoReturn
 import torch
 
 from comparison.cost import cost_of
-from comparison.plan import CHECKPOINTS, Run, plan_runs
-from comparison.tables import cost_table, records, write_comparison
+from comparison.page import Evaluated
+from comparison.plan import CHECKPOINTS, EQUAL, LEARNED, PRIOR, Run, own_name, plan_runs, write_own_configs
+from comparison.tables import cost_table, records, row_label, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.workers import usable_cores
 from trainer import train
@@ -43,7 +44,8 @@ from utils.report import make_folder
 from utils.signals import STOPPING, StopSignals, end_at_once, signal_status
 
 METHODS = ("softmax", "ride", "tade")
-JOBS = {"test_all": run_test_all, "test_train": run_test_train}
+JOBS = {EQUAL: run_test_all, LEARNED: run_test_train, PRIOR: run_test_train}
+WAYS = {EQUAL: "equal weights", LEARNED: "test-time training", PRIOR: "estimated prior"}
 QUICK_EPOCHS = 2
 SHARED_GPU_RUNS = 3  # runs on small images that share a GPU
 #: glibc keeps freed memory for the next step, instead of giving it back to the system and asking for it again.
@@ -257,22 +259,19 @@ def stop_waiting(number: int) -> None:
 
 def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
     """Write and show tables and plots of all finished runs."""
-    rows, costs = [], []
+    rows, evaluated, costs = [], [], []
     for run in runs:
         checkpoint = load_checkpoint(run.folder / "last.pth")
-        tested = read_results(run, "last", "test_all")
+        tested = read_results(run, "last", EQUAL)
         for name in CHECKPOINTS:
             for job in JOBS:
                 if results_file(run, name, job).exists():
-                    rows += records(
-                        read_results(run, name, job),
-                        data=run.data,
-                        method=run.method,
-                        seed=run.seed,
-                        checkpoint="last epoch" if name == "last" else "best epoch",
-                        learned=job == "test_train",
-                        compared=run.adapting is not None,
-                    )
+                    results = read_results(run, name, job)
+                    row = row_label(run.method, WAYS[job] if len(run.testing) > 2 or job == PRIOR else "")
+                    kept = "last epoch" if name == "last" else "best epoch"
+                    where = {"data": run.data, "row": row, "seed": run.seed, "checkpoint": kept}
+                    rows += records(results, method=run.method, **where)
+                    evaluated.append(Evaluated(results=results, **where))
         costs.append(
             {
                 "data": run.data,
@@ -286,7 +285,7 @@ def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
     first = {(run.data, run.method): run for run in reversed(runs)}
     cost = cost_table(costs, {key: cost_of(run.config()).loc["total"] for key, run in first.items()})
     commands = [line for run in reversed(first.values()) for line in run.commands]
-    announce(write_comparison(output, rows, cost, command, note, commands))
+    announce(write_comparison(output, rows, evaluated, cost, command, note, commands))
 
 
 def check_data(runs: list[Run]) -> None:
@@ -303,12 +302,20 @@ def check_data(runs: list[Run]) -> None:
 def main(description: str, arguments: list[str] | None = None) -> int:
     """Parse the command line of reproduce.py and do it all; returns the exit status."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--data",
         nargs="+",
         metavar="NAME",
         default=["cifar100_ir100"],
         help="data sets with their imbalance ratio, as in the names of configs (default: %(default)s)",
+    )
+    source.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        metavar="JSON",
+        help="a training config of your own: the methods on its data, instead of --data",
     )
     parser.add_argument(
         "--methods",
@@ -347,8 +354,9 @@ def main(description: str, arguments: list[str] | None = None) -> int:
     kind = "_quick" if args.quick else f"_{args.epochs}_epochs" if args.epochs else ""
     output = args.output or Path("saved", f"reproduce{kind}")
     epochs = args.epochs or (QUICK_EPOCHS if args.quick else None)
+    own = args.config and Path(args.config)
     runs = plan_runs(
-        args.data,
+        [own_name(own)] if own else args.data,
         args.methods,
         args.seeds,
         output,
@@ -356,6 +364,7 @@ def main(description: str, arguments: list[str] | None = None) -> int:
         assignments=args.assignments,
         device=args.device,
         quick=args.quick,
+        configs=write_own_configs(own, args.methods, output) if own else None,
     )
     jobs = min(args.jobs or jobs_at_once(runs, args.device), len(runs))
     make_folder(output)

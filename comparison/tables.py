@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from comparison.page import Evaluated, comparison_page
 from model.metric import shot_groups
 from trainer.results import Results
 from utils.checkpoint import write_atomically
@@ -21,29 +22,35 @@ def display_name(method: str) -> str:
     return NAMES.get(method, method)
 
 
-def records(
-    results: Results, *, data: str, method: str, seed: int, checkpoint: str, learned: bool, compared: bool
-) -> list[dict]:
+def row_label(method: str, way: str) -> str:
+    """What a row of the tables is called.
+
+    Args:
+        method: as in the names of configs.
+        way: how it predicts, where that must be said: "equal weights", "test-time training", "estimated prior".
+    """
+    return f"{display_name(method)}, {way}" if way else display_name(method)
+
+
+def records(results: Results, *, data: str, row: str, method: str, seed: int, checkpoint: str) -> list[dict]:
     """One record for each distribution of an evaluation.
 
     Args:
         results: of the evaluation.
         data, method, seed, checkpoint: where it comes from.
-        learned: the weights were learned at test time.
-        compared: the method is evaluated both with equal and with learned weights.
+        row: see `row_label`.
     """
-    name = display_name(method)
-    label = name if not compared else f"{name}, test-time training" if learned else f"{name}, equal weights"
     common = {
         "data": data,
-        "row": label,
+        "row": row,
         "method": method,
         "seed": seed,
         "checkpoint": checkpoint,
         "epoch": results.checkpoint.epoch,
     }
-    table = results.table()
-    table = table[[c for c in table if c != "equal weights" and not c.startswith("expert ")]]
+    table = results.full_table()
+    left_out = ("equal weights", "difference", "expert ")
+    table = table[[column for column in table if not column.startswith(left_out)]]
     return [{**common, "distribution": name, **row} for name, row in table.to_dict(orient="index").items()]
 
 
@@ -175,13 +182,20 @@ def commit() -> str:
 
 
 def write_comparison(
-    output: Path, rows: Sequence[Mapping], cost: pd.DataFrame, command: str, note: str, commands: Sequence[str]
+    output: Path,
+    rows: Sequence[Mapping],
+    evaluated: Sequence[Evaluated],
+    cost: pd.DataFrame,
+    command: str,
+    note: str,
+    commands: Sequence[str],
 ) -> str:
-    """Write results.csv (every number), report.md and the plots.
+    """Write results.csv (every number), report.md, report.html and the plots.
 
     Args:
         output: folder.
         rows: `records` of all runs.
+        evaluated: the results that they are of.
         cost: `cost_table`.
         command: what was typed, for the record.
         note: what else to know, e.g. which runs are missing.
@@ -191,12 +205,13 @@ def write_comparison(
         The report.
     """
     frame = pd.DataFrame(rows)
-    parts = []
+    parts, published_tables = [], {}
     for data, of_data in frame.groupby("data", sort=False):
         for checkpoint, group in of_data.groupby("checkpoint", sort=False):
             parts += [
                 f"## {data}, {checkpoint}",
-                "Top-1 in percent; mean ± standard deviation over the seeds.",
+                "Top-1 in percent; mean ± standard deviation over the seeds. Where the prior is estimated, logits are "
+                "the mean over averaged views, unless those are switched off.",
                 markdown_lines(accuracy_table(group), "method"),
             ]
             if "uniform" in set(group["distribution"]):
@@ -204,6 +219,7 @@ def write_comparison(
                 shots = pd.concat([accuracy_table(balanced, g)["uniform"].rename(f"{g}-shot") for g in GROUPS], axis=1)
                 parts += ["On the balanced test set:", markdown_lines(shots, "method")]
         if (published := published_table(data)) is not None:
+            published_tables[data] = published
             parts += [
                 f"## {data}, published",
                 "Full schedule, as in the paper (TADE with test-time training).",
@@ -212,9 +228,10 @@ def write_comparison(
         for name, figure in figures_of(of_data[of_data["checkpoint"] == "last epoch"], data).items():
             write_atomically(output / f"{data}_{name}.png", png(figure))
             parts.append(f"![{name}]({data}_{name}.png)")
-    by_hand = "\n".join(commands)
+    by_hand, version = "\n".join(commands), commit()
+    page = comparison_page(frame, evaluated, cost, published_tables, command, version, note, commands)
     parts = [
-        f"# Comparison\n\n`{command}`, commit {commit()}",
+        f"# Comparison\n\n`{command}`, commit {version}",
         *parts,
         "## Cost",
         note,
@@ -224,4 +241,5 @@ def write_comparison(
     report = "\n\n".join(part.rstrip() for part in parts) + "\n"
     write_atomically(output / "results.csv", frame.to_csv(index=False).encode())
     write_atomically(output / "report.md", report.encode())
-    return f"{report}\nWritten: {output / 'report.md'}, {output / 'results.csv'} and plots"
+    write_atomically(output / "report.html", page)
+    return f"{report}\nWritten: {output / 'report.html'}, {output / 'report.md'}, {output / 'results.csv'} and plots"

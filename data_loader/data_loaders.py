@@ -1,8 +1,9 @@
 """The data loader classes that a config may name in `data_loader.type`."""
 
+from base.base_data_loader import TrainedOn
 from data_loader.augmentation import RAND_AUGMENT_MAGNITUDE
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
-from data_loader.datasets import ImageSet, load_cifar, load_digits
+from data_loader.datasets import CIFAR_CLASSES, ImageSet, load_cifar, load_digits
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.on_disk import ListDataLoader
 from data_loader.published_lists import PublishedListDataLoader
@@ -40,6 +41,7 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
         color_jitter: float = 0.0,
         rand_augment: int = 0,
         rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
+        trained_on: TrainedOn | None = None,
     ):
         super().__init__(
             batch_size=batch_size,
@@ -55,8 +57,10 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
             color_jitter=color_jitter,
             rand_augment=rand_augment,
             rand_augment_magnitude=rand_augment_magnitude,
+            trained_on=trained_on,
         )
         self.data_dir = data_dir
+        self.class_names = CIFAR_CLASSES[self.name]
 
     def load(self, train: bool) -> ImageSet:
         return load_cifar(self.name, self.data_dir, train)
@@ -81,7 +85,8 @@ class ImbalanceCIFAR10DataLoader(_ImbalanceCIFAR):
 class ImbalanceDigitsDataLoader(InMemoryDataLoader):
     """A long-tailed version of scikit-learn's handwritten digits, for the demo and the tests: no download.
 
-    120 training images in the largest class; 50 test images in every class.
+    120 training images in the largest class; 50 test images in every class. `noise` makes them hard to tell apart, see
+    data_loader.datasets.load_digits.
     """
 
     image_size = 16
@@ -99,7 +104,11 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
         val_fraction: float = 0.0,
+        noise: float = 0.0,
+        trained_on: TrainedOn | None = None,
     ):
+        if noise < 0:
+            raise ValueError(f"noise must be at least 0, not {noise}")
         super().__init__(
             batch_size=batch_size,
             shuffle=shuffle,
@@ -108,10 +117,12 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
             num_workers=num_workers,
             balanced=balanced,
             val_fraction=val_fraction,
+            trained_on=trained_on,
         )
+        self.noise = noise
 
     def load(self, train: bool) -> ImageSet:
-        return load_digits(train, self.image_size)
+        return load_digits(train, self.image_size, self.noise)
 
 
 class ImageNetLTDataLoader(PublishedListDataLoader):

@@ -29,6 +29,8 @@ def check_listed_files(images: ImageList, argument: str, some: bool = False) -> 
         UserError: images are not there; says where they may be.
     """
     data_dir = images.data_dir
+    if not len(images):
+        return
     probed = np.unique(np.linspace(0, len(images) - 1, PROBED).astype(int)).tolist()
     missing = [index for index in probed if not _exists(images.path(index))]
     if not missing or (some and len(missing) < len(probed)):

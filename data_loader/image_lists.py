@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_loader.image_folders import others_text, scan_folder
-from utils.bad_images import BadImage, reason_of
+from utils.bad_images import BadImage, bad_images_sentence, none_decoded, reason_of
 from utils.errors import UserError, nearest_path, unknown
-from utils.logger import get_logger
+from utils.logger import get_logger, progress
 
 LONGEST_LABEL = 7  # digits: as many classes take 80 MB to count
 
@@ -58,6 +58,12 @@ class ImageList:
                 "data_txt/README.md for where lists come from."
             ) from error
         return cls(list_path, Path(data_dir), *_parse(data, list_path))
+
+    @classmethod
+    def of(cls, folder: Path, names: Sequence[str]) -> "ImageList":
+        """Some files of a folder, unlabeled: every target is 0. None of them stand in the place of a list not read."""
+        encoded = [os.fsencode(name) for name in names]
+        return cls(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(encoded), np.int64))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -118,8 +124,7 @@ def list_folder(folder: str | Path) -> ImageList:
         raise UserError(f"There is no image file under {folder} ({found}): give a folder that holds some.")
     if others:
         _say_once(f"{folder}: files that are no images by their endings are left out: {others}.")
-    encoded = [os.fsencode(path) for path in content.images]
-    return ImageList(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(encoded), np.int64))
+    return ImageList.of(folder, content.images)
 
 
 @functools.cache
@@ -190,6 +195,16 @@ def decode(path: Path) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def thumbnail(path: Path, size: int) -> Image.Image | None:
+    """A small picture of an image file, its longest side `size` pixels at most; None where it cannot be decoded."""
+    try:
+        image = decode(path)
+    except Exception:  # see ListDataset
+        return None
+    image.thumbnail((size, size))
+    return image
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB image -> [H, W, 3] uint8, as Pillow has it in memory; `collate` puts the channels first."""
     return torch.from_numpy(np.array(image))
@@ -248,6 +263,33 @@ class ListDataset(Dataset):
         with seeded(seed):
             results = [to_tensor(transform(image)) for transform in self.transforms]
         return *results, int(self.images.targets[index])
+
+
+def read_small(images: ImageList, size: int) -> tuple[Tensor, ImageList, list[BadImage]]:
+    """Decode images into memory, scaled to `size` on the shorter side and cropped to the middle.
+
+    Those that cannot be decoded are left out, with a warning that names them.
+
+    Returns:
+        [N, 3, size, size] uint8, the list of these images, and records of the others.
+
+    Raises:
+        UserError: none can be decoded.
+    """
+    decoded, good, bad = [], [], []
+    for index in progress(range(len(images)), "reading images", unit="image"):
+        try:
+            image = ImageOps.fit(decode(images.path(index)), (size, size), Image.Resampling.BILINEAR)
+        except Exception as error:  # see ListDataset
+            bad.append(images.bad_image(index, error))
+            continue
+        decoded.append(to_tensor(image).permute(2, 0, 1))
+        good.append(index)
+    if not good:
+        raise none_decoded(bad)
+    if bad:
+        get_logger().warning(bad_images_sentence(bad, len(images)))
+    return torch.stack(decoded), images.select(np.array(good)), bad
 
 
 def bad_image_error(path: Path, bad: BadImage) -> UserError:

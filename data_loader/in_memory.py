@@ -3,13 +3,15 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from base.base_data_loader import BaseDataLoader, EvaluationBatches, digest
+from base.base_data_loader import BaseDataLoader, EvaluationBatches, TrainedOn, digest
 from data_loader.augmentation import RAND_AUGMENT_MAGNITUDE, check_augmentation
 from data_loader.class_profiles import (
     check_distributions,
@@ -20,6 +22,7 @@ from data_loader.class_profiles import (
     subset_indices,
 )
 from data_loader.datasets import ImageSet
+from data_loader.image_lists import ImageList, list_folder, read_small
 from data_loader.samplers import balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_appearance import ColorJitter, RandAugmentGroups
 from data_loader.tensor_transforms import CROP_PADDING, ROTATION, CropFlipRotate, ViewAugmentation, normalize
@@ -50,15 +53,19 @@ class InMemoryDataLoader(BaseDataLoader):
         color_jitter: brightness, contrast and saturation jitter in training; 0 for none.
         rand_augment: operations of torchvision's RandAugment on each training image; 0 for none.
         rand_augment_magnitude: their strength, 0 to 30.
+        trained_on: what a checkpoint says of the data, in their place; then they are not loaded.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
+    preparation = "A picture of another size is scaled on its shorter side (bilinear), and its middle is cropped."
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classes: int
     largest_class: int
+    #: Paths of the test images, where these were read from files.
+    file_names: list[str] | None = None
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class InMemoryDataLoader(BaseDataLoader):
         color_jitter: float = 0.0,
         rand_augment: int = 0,
         rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
+        trained_on: TrainedOn | None = None,
     ):
         super().__init__(batch_size)
         check_augmentation(color_jitter, rand_augment, rand_augment_magnitude)
@@ -99,6 +107,8 @@ class InMemoryDataLoader(BaseDataLoader):
         ]
         self.views = ViewAugmentation(self.image_size, flip=self.mirror)
         self.mild_crop = CropFlipRotate(self.image_size, flip=self.mirror, degrees=0.0)
+        if trained_on:
+            self.take(trained_on)
 
     def load(self, train: bool) -> ImageSet:
         """The whole training set, or the balanced test set."""
@@ -107,6 +117,7 @@ class InMemoryDataLoader(BaseDataLoader):
     @cached_property
     def _split(self) -> tuple[ImageSet, ImageSet]:
         """The long-tailed training set, and what is held out of it."""
+        self._check_data()
         whole = self.load(train=True)
         subset = whole.select(subset_indices(whole.targets.numpy(), self.subset_counts))
         trained, held_out = hold_out(subset.targets.numpy(), self.subset_counts, self.val_fraction)
@@ -119,6 +130,7 @@ class InMemoryDataLoader(BaseDataLoader):
 
     @cached_property
     def test_set(self) -> ImageSet:
+        self._check_data()
         return self.load(train=False)
 
     def fingerprint(self, read_images: bool = True) -> dict[str, str]:
@@ -179,6 +191,14 @@ class InMemoryDataLoader(BaseDataLoader):
     def _evaluation_slices(self, count: int) -> list[slice]:
         return batch_slices(count, EVALUATION_BATCH.get(self.device.type, EVALUATION_BATCH["cuda"]))
 
+    def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
+        pictures: list[Image.Image | None] = []
+        for image in self.test_set.images[torch.as_tensor(indices, dtype=torch.int64)]:
+            picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+            picture.thumbnail((size, size))
+            pictures.append(picture)
+        return pictures
+
     def test_distributions(self) -> dict[str, np.ndarray]:
         self._check_test_labels()
         return distribution_indices(self.test_set.targets.numpy(), self.cls_num_list, self.distributions)
@@ -214,30 +234,46 @@ class InMemoryDataLoader(BaseDataLoader):
             "random crops of test images",
         )
 
-    def with_test_images(self, images: Tensor) -> Self:
+    def with_test_images(self, images: Tensor | str | Path | ImageList) -> Self:
         """A copy of this loader whose test images are others, unlabeled; this loader stays as it is.
 
         Args:
-            images: [N, 3, S, S] uint8, RGB in 0..255, with S = `image_size`.
+            images: [N, 3, S, S] uint8, RGB in 0..255, with S = `image_size`; or a folder, all image files under which
+                are taken in order of their paths, or an ImageList. Files of other sizes are scaled to S on their
+                shorter side and cropped to the middle; those that cannot be decoded are left out.
 
         Raises:
-            UserError: `images` is a folder or a list of files, or a tensor of another shape or type, or empty.
+            UserError: a tensor has another shape or type, or there is no image.
         """
+        other = copy.copy(self)
+        other.has_test_labels = False
+        if isinstance(images, (str, Path)):
+            images = list_folder(images)
+        if isinstance(images, ImageList):
+            images, read, other.files_left_out = read_small(images, self.image_size)
+            other.file_names = read.names()
+        else:
+            other.file_names = None
+            self._check_images(images)
+        other.test_set = ImageSet(images.cpu(), torch.zeros(len(images), dtype=torch.int64))
+        return other
+
+    def _check_images(self, images: Tensor) -> None:
         name, size = type(self).__name__, self.image_size
         if not isinstance(images, Tensor):
             raise UserError(
-                f"{name} reads no image files: give a uint8 tensor [N, 3, {size}, {size}], or use a checkpoint that "
-                "was trained through ListDataLoader or a published list data set."
+                f"{name} takes a folder of images or a uint8 tensor [N, 3, {size}, {size}], not a "
+                f"{type(images).__name__}."
             )
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or not len(images):
             raise UserError(
                 f"{name} takes test images as a uint8 tensor [N, 3, {size}, {size}] with one image at least, not "
                 f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}: convert them."
             )
-        other = copy.copy(self)
-        other.test_set = ImageSet(images.cpu(), torch.zeros(len(images), dtype=torch.int64))
-        other.has_test_labels = False
-        return other
+
+    @property
+    def test_names(self) -> list[str]:
+        return self.file_names or super().test_names
 
     def with_labeled_images(self, images: object) -> Self:
         """Refused: there are no files here that a list could name. See BaseDataLoader."""

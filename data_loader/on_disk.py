@@ -8,15 +8,16 @@ from typing import Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from base.base_data_loader import BaseDataLoader, EvaluationBatches, digest
+from base.base_data_loader import BaseDataLoader, EvaluationBatches, TrainedOn, digest
 from data_loader import pil_transforms
 from data_loader.augmentation import CROP_SCALE, RAND_AUGMENT_MAGNITUDE, check_augmentation
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices, hold_out
 from data_loader.file_check import check_listed_files
-from data_loader.image_lists import ImageList, ListDataset, collate, list_class_folders, list_folder
+from data_loader.image_lists import ImageList, ListDataset, collate, list_class_folders, list_folder, thumbnail
 from data_loader.overlaps import compare_lists, shared_files
 from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import normalize
@@ -58,6 +59,7 @@ class ListDataLoader(BaseDataLoader):
         class_names: file with the name of one class a line, for predictions; without it, classes are called by number.
         val_fraction: where there is no list of validation images: part of every class's training images that is not
             trained on but validates, see `hold_out`.
+        trained_on: instead of lists, what a checkpoint says of them; then no list is read.
 
     Raises:
         UserError: a list is missing or wrong, a class has no training image.
@@ -90,6 +92,7 @@ class ListDataLoader(BaseDataLoader):
         crop_scale: list[float] = CROP_SCALE,
         rand_augment: int = 0,
         rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
+        trained_on: TrainedOn | None = None,
     ):
         super().__init__(batch_size)
         if on_bad_image not in ("stop", "skip", None):
@@ -110,6 +113,18 @@ class ListDataLoader(BaseDataLoader):
         self.retain_epoch_size = retain_epoch_size
         self.on_bad_image = on_bad_image
         self.distributions = check_distributions(distributions)
+        self._training: DataLoader | None = None
+        self._batches = EpochBatches()
+        skip = on_bad_image == "skip"
+        self.bad_training_images = {} if skip else None
+        self._bad_validation_images: dict[int, BadImage] | None = {} if skip else None
+        self._bad_test_images: dict[int, BadImage] | None = {} if skip else None
+        if trained_on:
+            self.take(trained_on)
+            self.train_images = self.val_images = self.test_images = ImageList.of(Path(train_list), [])
+            if class_names is not None and trained_on.class_names is None:
+                self.class_names = self._read_class_names(class_names)
+            return
         self.train_images = ImageList.read(train_list, data_dir)
         self.test_images = ImageList.read(test_list, data_dir)
         own_validation = val_list not in (None, test_list)
@@ -131,12 +146,13 @@ class ListDataLoader(BaseDataLoader):
             get_logger().warning(notice)
         if class_names is not None:
             self.class_names = self._read_class_names(class_names)
-        self._training: DataLoader | None = None
-        self._batches = EpochBatches()
-        skip = on_bad_image == "skip"
-        self.bad_training_images = {} if skip else None
-        self._bad_validation_images: dict[int, BadImage] | None = {} if skip else None
-        self._bad_test_images: dict[int, BadImage] | None = {} if skip else None
+
+    @property
+    def preparation(self) -> str:  # type: ignore[override]
+        side = pil_transforms.shorter_side(self.image_size)
+        return (
+            f"A picture's shorter side is scaled to {side} pixels (bilinear, antialiased), and its middle is cropped."
+        )
 
     def _count_classes(self) -> list[int]:
         counts = np.bincount(self.train_images.targets)
@@ -202,6 +218,7 @@ class ListDataLoader(BaseDataLoader):
         Raises:
             UserError: the list or the folder is wrong, or an image is in the training list.
         """
+        self._check_data()
         if Path(images).is_dir():
             labeled = list_class_folders(images, self.class_names)
         else:
@@ -284,6 +301,8 @@ class ListDataLoader(BaseDataLoader):
 
     def _data_loader(self, dataset: ListDataset, batches, persistent: bool = False) -> DataLoader:
         count = min(self.num_workers, usable_cores())
+        if not persistent and len(batches) == 1:  # one worker would do all, and take its time to start
+            count = 0
         workers = {"persistent_workers": persistent, "prefetch_factor": 4} if count else {}
         return DataLoader(
             dataset,
@@ -347,8 +366,13 @@ class ListDataLoader(BaseDataLoader):
         return self._plain(self.test_images, "test set", self._bad_test_images)
 
     def _plain(self, images: ImageList, source: str, bad_images: dict[int, BadImage] | None) -> EvaluationBatches:
+        if not len(images):
+            self._check_data()
         pipeline = pil_transforms.evaluation(self.image_size)
         return self._evaluation(images, [pipeline], range(len(images)), [0] * len(images), source, bad_images)
+
+    def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
+        return [thumbnail(self.test_images.path(index), size) for index in indices]
 
     def test_distributions(self) -> dict[str, np.ndarray]:
         self._check_test_labels()

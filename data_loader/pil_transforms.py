@@ -88,10 +88,11 @@ def blend_with_value(image: Image.Image, value: int, factor: float) -> Image.Ima
 def evaluation(size: int) -> Pipeline:
     """Shorter side to S * 256 / 224, center crop."""
     t = torchvision().transforms
-    return t.Compose([t.Resize(_shorter_side(size)), t.CenterCrop(size)])
+    return t.Compose([t.Resize(shorter_side(size)), t.CenterCrop(size)])
 
 
-def _shorter_side(size: int) -> int:
+def shorter_side(size: int) -> int:
+    """What the shorter side is scaled to before an image of S x S is cropped."""
     return round(size * 256 / 224)
 
 
@@ -106,7 +107,7 @@ def mild_view(size: int, number: int, mirror: bool) -> Pipeline:
     t = torchvision().transforms
     if number < 2:
         return t.Compose([evaluation(size), ImageOps.mirror]) if number else evaluation(size)
-    steps = [t.Resize(_shorter_side(size)), CropNearCenter(size, (_shorter_side(size) - size) // 2)]
+    steps = [t.Resize(shorter_side(size)), CropNearCenter(size, (shorter_side(size) - size) // 2)]
     return t.Compose([*steps, t.RandomHorizontalFlip()] if mirror else steps)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from base.base_data_loader import TrainedOn
 from data_loader.augmentation import CROP_SCALE, RAND_AUGMENT_MAGNITUDE
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.image_lists import ImageList
@@ -27,6 +28,7 @@ class PublishedListDataLoader(ListDataLoader):
         flip, crop_scale, rand_augment, rand_augment_magnitude: as in ListDataLoader.
         color_jitter: as in ListDataLoader; None for what the data set is usually trained with.
         val_fraction: as in ListDataLoader; for iNaturalist, whose validation images are its test images.
+        trained_on: see ListDataLoader.
     """
 
     lists: str
@@ -56,6 +58,7 @@ class PublishedListDataLoader(ListDataLoader):
         crop_scale: list[float] = CROP_SCALE,
         rand_augment: int = 0,
         rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
+        trained_on: TrainedOn | None = None,
     ):
         self.list_dir = Path(list_dir)
         self.own_test_list = test_list is not None
@@ -80,6 +83,7 @@ class PublishedListDataLoader(ListDataLoader):
             crop_scale=crop_scale,
             rand_augment=rand_augment,
             rand_augment_magnitude=rand_augment_magnitude,
+            trained_on=trained_on,
         )
 
     def _list(self, name: str) -> str:

@@ -1,22 +1,28 @@
 """The networks that a config may name in `arch.type`, built from `arch.args` alone."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from base.base_model import BaseModel
 from model.backbones.multi_expert import MultiExpertBackbone
 from model.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from model.backbones.resnet_cifar import ResNetCifar
+from model.backbones.timm_trunk import TimmTrunk
 from model.backbones.vit import ViT
 
 __all__ = [
     "ResNet32Model",
     "ResNet10Model",
+    "ResNet18Model",
+    "ResNet34Model",
     "ResNet50Model",
     "ResNet101Model",
     "ResNet152Model",
     "ResNeXt50Model",
     "ResNeXt152Model",
     "ViTModel",
+    "TimmModel",
 ]
 
 
@@ -130,6 +136,16 @@ class ResNet10Model(LargeImageModel):
     blocks = (1, 1, 1, 1)
 
 
+class ResNet18Model(LargeImageModel):
+    block = BasicBlock
+    blocks = (2, 2, 2, 2)
+
+
+class ResNet34Model(LargeImageModel):
+    block = BasicBlock
+    blocks = (3, 4, 6, 3)
+
+
 class ResNet50Model(LargeImageModel):
     blocks = (3, 4, 6, 3)
 
@@ -190,3 +206,28 @@ class ViTModel(Model):
                 pretrained=pretrained,
             ),
         )
+
+
+class TimmModel(Model):
+    """A network of timm (`pip install timm`), of any kind, that all experts share; an expert is a classifier.
+
+    Args:
+        num_classes: C.
+        variant: of timm, with or without a tag of pretrained weights; timm.list_models() lists them.
+        use_norm: cosine classifiers (scale 30) instead of linear ones.
+        num_experts: E; 1 is the plain network.
+        pretrained: start from timm's weights, see ViTModel.
+        drop_path_rate: stochastic depth, of variants that have it; 0 for none.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        variant: str,
+        use_norm: bool = False,
+        num_experts: int = 1,
+        pretrained: bool = False,
+        drop_path_rate: float = 0.0,
+    ):
+        options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+        super().__init__(num_classes, TimmTrunk(variant, num_classes, use_norm, num_experts, pretrained, **options))

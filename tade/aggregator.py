@@ -1,7 +1,7 @@
 """The contract of everything that adapts a trained classifier to unlabeled test images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -85,6 +85,11 @@ class Aggregator(ABC):
         """Whether there is an `update`."""
         return cls.update is not Aggregator.update
 
+    @classmethod
+    def keeps_state(cls) -> bool:
+        """Whether there is a `state_dict`."""
+        return cls.state_dict is not Aggregator.state_dict
+
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
         """log p(y|x) under the test distribution as far as it is known. [N, E, C] -> [N, C]; keeps no state.
@@ -103,6 +108,26 @@ class Aggregator(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget what was learned."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned, so that a stream can go on in another process: tensors, plain values, containers of them.
+
+        Raises:
+            NotImplementedError: this aggregator does not offer it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot put aside what it learned (state_dict)")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, as if everything before had been learned here.
+
+        Args:
+            state: of an aggregator of the same class, made with the same arguments.
+
+        Raises:
+            NotImplementedError: this aggregator does not offer it.
+            ValueError: the state does not fit; then nothing is known of the images, as after `reset`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot go on from what was put aside (load_state_dict)")
 
     def report(self) -> dict[str, Any]:
         """What was learned, as plain numbers, lists and strings.

@@ -87,6 +87,8 @@ class MAPEMAggregator(EMAggregator):
         self.largest = largest
         super().__init__(expert_log_priors, log_prior, calibration, steps, tolerance)
 
+    learned = (*EMAggregator.learned, "alpha")
+
     def reset(self) -> None:
         super().reset()
         self.alpha = 1.0

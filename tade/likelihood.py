@@ -1,6 +1,6 @@
 """Class probabilities under a test prior: the prior-free ensemble, and aggregators that add a prior to it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from tade.aggregator import Aggregator, Views
 from tade.calibration import CHUNK, Calibration, as_calibration
 from tade.priors import EPSILON
+from tade.state import check_names, put_aside, taken_up
 
 
 def prior_free_logits(logits: Tensor, expert_log_priors: Tensor) -> Tensor:
@@ -57,6 +58,19 @@ class LikelihoodAggregator(Aggregator):
         self.log_test_prior = torch.zeros(self.log_prior.shape, dtype=torch.float64)  # [C], up to a constant
         self.correction = torch.zeros_like(self.log_test_prior)  # [C], added to u: a bias found without labels
         self.note: str | None = None
+
+    #: The attributes that hold what was learned; `reset` gives each a value of its kind.
+    learned: tuple[str, ...] = ("log_test_prior", "correction", "note")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: put_aside(getattr(self, name)) for name in self.learned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.reset()
+        check_names(state, self.learned)
+        found = {name: taken_up(name, state[name], getattr(self, name)) for name in self.learned}
+        for name, value in found.items():
+            setattr(self, name, value)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Calibrated u: [N, E, C] -> [N, C]."""
@@ -130,6 +144,8 @@ class GivenPriorAggregator(LikelihoodAggregator):
     Raises:
         ValueError: the prior is missing, has another length, a negative value, or no positive one.
     """
+
+    learned = ()
 
     def __init__(
         self,

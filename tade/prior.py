@@ -1,7 +1,7 @@
 """Estimating the test images' own class prior, instead of weighting experts against each other."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from tade.asymmetry import TurningGauge, find_bias, interpolate, stability_asymm
 from tade.calibration import CHUNK, Calibration, standardized
 from tade.likelihood import LikelihoodAggregator
 from tade.priors import EPSILON
+from tade.state import check_names, put_aside, taken_up
 
 GRID = 121  # values of the skew s at which the likelihood is kept
 LARGEST_ERROR = 1.0  # a standard error of s beyond which nothing is known of it
@@ -46,8 +47,8 @@ class PriorAggregator(LikelihoodAggregator):
     Without step 2 and without a calibration, s carries the bias of the scores, of which its error knows nothing.
 
     It falls back to the prior-free ensemble, and says so in "note", where logits are not finite, where all images are
-    predicted as one class (one image always is), and where s stays unknown: a standard error above LARGEST_ERROR. Where
-    the likelihood still rises at the bound of s, s is taken as 0, and the class-wise part is kept.
+    predicted as one class (one image always is), and where s stays unknown: a standard error above LARGEST_ERROR, or a
+    likelihood that still rises at the bound of s, as with networks that were hardly trained.
 
     What is kept between calls: L at GRID values of s, the predicted images of each class [C], and of the latest
     `buffer` images [buffer, GRID] for step 2 and their likelihoods [buffer, C] in float32 for step 3, twice with views.
@@ -64,9 +65,9 @@ class PriorAggregator(LikelihoodAggregator):
         debias: whether to do step 2, where no calibration is given. It takes views, as the test of step 3 does: they
             are asked for (`needs`), and `fit` and `update` can do without.
         bias_center, bias_scale: mean and standard deviation of the prior of b1 = beta times the standard deviation of
-            log pi, in natural-log units. Calibrations on labeled images gave b1 / a of -0.41 (TADE, 200 epochs), -0.12
-            (30 epochs), -0.25 (RIDE) and -0.19 (Softmax) on CIFAR100-LT, and -0.08 on Caltech-101-LT: no network scores
-            rare classes too high.
+            log pi, in natural-log units. Calibrations on the labeled test images (`--calibrate_on_test` prints them)
+            gave b1 / a of -0.41 (TADE, 200 epochs), -0.12 (30 epochs), -0.25 (RIDE) and -0.19 (Softmax) on CIFAR100-LT,
+            and -0.08 on Caltech-101-LT: no network scores rare classes too high.
         skew_scale: standard deviation of the prior of s, N(0, skew_scale^2), which counts where images are few.
         classwise: whether to do step 3.
         class_noise: standard deviation over the classes of how much a class's scores are off, in natural-log units. On
@@ -135,6 +136,37 @@ class PriorAggregator(LikelihoodAggregator):
         self.views_kept = Kept()  # the same of a random view of them
         self.gauge_kept = Kept()  # log evidence at every s, and asymmetry in the last column, [., GRID + 1]
         self.turning_gauge: TurningGauge | None = None
+
+    learned = (
+        *LikelihoodAggregator.learned,
+        *("skew", "skew_error", "kappa", "beta", "beta_error"),
+        *("log_likelihood", "predicted", "sum_of_weights", "sum_of_squares"),
+    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """See Aggregator. Of the size of what is kept between calls: [buffer, C] in float32, twice with views."""
+        kept = {name: getattr(self, name).state_dict() for name in self._kept_widths()}
+        gauge = self.turning_gauge and put_aside(self.turning_gauge.sums)
+        return {**super().state_dict(), **kept, "turning_gauge": gauge}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        kept = self._kept_widths()
+        check_names(state, {*self.learned, *kept, "turning_gauge"})
+        super().load_state_dict({name: state[name] for name in self.learned})
+        try:
+            for name, width in kept.items():
+                getattr(self, name).load_state_dict(state[name], width, self.buffer)
+            if state["turning_gauge"] is not None:
+                gauge = self._start_gauge()
+                gauge.sums = taken_up("turning_gauge", state["turning_gauge"], gauge.sums)
+        except ValueError:
+            self.reset()
+            raise
+
+    def _kept_widths(self) -> dict[str, int]:
+        """Attributes that keep a row of numbers for each of the latest images -> numbers in a row."""
+        classes = len(self.log_prior)
+        return {"likelihoods_kept": classes, "views_kept": classes, "gauge_kept": GRID + 1}
 
     def _know_nothing(self) -> None:
         self.skew, self.skew_error, self.kappa = 0.0, math.inf, 0.0
@@ -223,8 +255,7 @@ class PriorAggregator(LikelihoodAggregator):
         """Step 2, with new images' log evidence [N, GRID], asymmetry and weights, [N] each."""
         assert self.bias_prior
         if self.forgetting < 1:
-            gauge = self.turning_gauge or TurningGauge(self.grid, self.log_normalizers, *self.bias_prior)
-            self.turning_gauge = gauge
+            gauge = self.turning_gauge or self._start_gauge()
             mean = self.log_likelihood / self.sum_of_weights + self.log_normalizers
             gauge.add(evidence + self.log_normalizers.float(), asymmetry, mean)
             self.beta, self.beta_error = gauge.bias()
@@ -235,23 +266,32 @@ class PriorAggregator(LikelihoodAggregator):
             evidence, asymmetry, weights, self.grid, self.log_normalizers, *self.bias_prior
         )
 
+    def _start_gauge(self) -> TurningGauge:
+        if not self.bias_prior:
+            raise ValueError(
+                "the state is of an aggregator that looks for the bias of the scores, and this one does not"
+            )
+        self.turning_gauge = TurningGauge(self.grid, self.log_normalizers, *self.bias_prior)
+        return self.turning_gauge
+
     def _find_skew(self) -> bool:
         """Step 1, from the statistics; whether anything can be told of the prior."""
         found = self._likeliest_skew(self.beta)
         if isinstance(found, str):
-            self.note = found
-            return True
+            return self._give_up(found)
         self.skew, self.skew_error = found
         if math.isfinite(self.beta_error):
             other = self._likeliest_skew(self.beta + self.beta_error)
             if not isinstance(other, str):
                 self.skew_error = math.hypot(self.skew_error, other[0] - self.skew)
         if not self.skew_error <= LARGEST_ERROR:
-            reason = f"the skew cannot be told from these images (standard error {self.skew_error:.1f})"
-            self.skew, self.beta = 0.0, 0.0
-            self.reset_prior(reason)
-            return False
+            return self._give_up(f"standard error {self.skew_error:.1f}")
         return True
+
+    def _give_up(self, reason: str) -> bool:
+        self.skew, self.skew_error, self.beta = 0.0, math.inf, 0.0
+        self.reset_prior(f"the skew cannot be told from these images ({reason})")
+        return False
 
     def _likeliest_skew(self, beta: float) -> tuple[float, float] | str:
         """The s of greatest likelihood and its standard error, of scores u + beta log pi; or why there is none."""
@@ -264,7 +304,7 @@ class PriorAggregator(LikelihoodAggregator):
             likelihood = likelihood - self.sum_of_weights * interpolate(grid, self.grid, self.log_normalizers)
         best = int(likelihood.argmax())
         if best in (0, len(grid) - 1):
-            return f"the likelihood still rises at a skew of {float(grid[best]):.1f}: the skew is taken as 0"
+            return f"the likelihood still rises at a skew of {float(grid[best]):.1f}"
         below, at, above = likelihood[best - 1 : best + 2].tolist()
         curvature = 2 * at - below - above  # -L'' times the square of the grid's step
         spread = self.sum_of_squares / self.sum_of_weights  # 1 unless images are forgotten
@@ -357,6 +397,19 @@ class Kept:
         weights = torch.cat([self.weights, weights])
         self.rows, self.weights = rows[-limit:].clone(), weights[-limit:].clone()
         return rows, weights
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        return {"rows": put_aside(self.rows), "weights": put_aside(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any], width: int, limit: int) -> None:
+        """Raises ValueError unless it is of rows of `width` finite numbers, `limit` at most."""
+        check_names(state, {"rows", "weights"})
+        rows, weights = state["rows"], state["weights"]
+        count = len(weights) if isinstance(weights, Tensor) and weights.ndim == 1 else -1
+        if not 0 <= count <= limit or (rows is None) != (count == 0):
+            raise ValueError(f"the state must keep a row and a weight for each of {limit} images at most")
+        self.weights = taken_up("weights", weights, torch.zeros(count, dtype=torch.float64))
+        self.rows = None if rows is None else taken_up("rows", rows, torch.zeros(count, width))
 
 
 def _finite(value: float) -> float | None:

@@ -1,7 +1,8 @@
 """The published method: expert weights that maximize prediction stability (TADE, arXiv 2107.09249, section 4.2)."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from tade.aggregator import Aggregator, Views
+from tade.state import check_names, put_aside, taken_up
 
 COLLAPSED = 0.99  # one expert with this much of the weight is no longer an ensemble
 
@@ -168,6 +170,43 @@ class StabilityAggregator(Aggregator):
             raise ValueError("StabilityAggregator needs two random views of the batch: give views")
         self._check_views(*views)
         self.updates.append(self._step(*views))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "parameter": put_aside(self.parameter),
+            "optimizer": deepcopy(self.optimizer.state_dict()),
+            "history": torch.tensor(self.history, dtype=torch.float64),
+            "stability": torch.tensor(self.stability, dtype=torch.float64),
+            "updates": torch.tensor(self.updates, dtype=torch.float64),
+            "note": self.note,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.reset()
+        check_names(state, self.state_dict())
+        lists = {}
+        for name, columns in (("history", (self.num_experts,)), ("stability", ()), ("updates", ())):
+            count = len(state[name]) if isinstance(state[name], Tensor) and state[name].ndim else 0
+            fresh = torch.zeros(count, *columns, dtype=torch.float64)
+            lists[name] = taken_up(name, state[name], fresh).tolist()
+        parameter = taken_up("parameter", state["parameter"], self.parameter.detach())
+        note = taken_up("note", state["note"], None)
+        try:
+            self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
+            fits = all(
+                not isinstance(value, Tensor) or value.shape in ((), parameter.shape)
+                for entries in self.optimizer.state.values()
+                for value in entries.values()
+            )
+        except (AttributeError, KeyError, TypeError, ValueError):
+            fits = False
+        if not fits or not lists["history"]:
+            self.reset()
+            raise ValueError('"optimizer" in the state is not of this optimizer')
+        self.history, self.stability, self.updates = lists["history"], lists["stability"], lists["updates"]
+        self.note = note
+        with torch.no_grad():
+            self.parameter.copy_(parameter)
 
     def predict(self, logits: Tensor) -> Tensor:
         self.check(logits)

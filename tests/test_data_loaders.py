@@ -1,9 +1,11 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
 from data_loader.class_profiles import held_out_counts
-from data_loader.data_loaders import ImbalanceCIFAR100DataLoader, ImbalanceDigitsDataLoader
+from data_loader.data_loaders import ImbalanceCIFAR10DataLoader, ImbalanceCIFAR100DataLoader, ImbalanceDigitsDataLoader
 from data_loader.datasets import ImageSet, load_digits
 from data_loader.samplers import batch_slices, shard
 from data_loader.tensor_appearance import RandAugmentGroups
@@ -164,6 +166,19 @@ def test_class_names_and_image_size(loader):
     assert ImbalanceCIFAR100DataLoader.image_size == 32
 
 
+def test_names_of_cifars_classes(cifar_dir):
+    names = ImbalanceCIFAR100DataLoader(str(cifar_dir), 8).class_names
+    with open(cifar_dir / "cifar-100-python" / "meta", "rb") as file:
+        assert names == pickle.load(file)["fine_label_names"]
+    assert ImbalanceCIFAR10DataLoader("", 8).class_names[3] == "cat"
+
+
+def test_thumbnails_of_images_in_memory(loader):
+    small, whole = loader.thumbnails([7], 8)[0], loader.thumbnails([3, 7], 64)[1]
+    assert small.size == (8, 8) and whole.size == (16, 16)  # never enlarged
+    assert np.array_equal(np.asarray(whole), loader.test_set.images[7].permute(1, 2, 0).numpy())
+
+
 def test_balanced_sampling(loader):
     balanced = ImbalanceDigitsDataLoader(batch_size=50, imb_factor=0.05, balanced=True)
     assert len(balanced) == len(loader) == 9
@@ -203,7 +218,8 @@ def test_other_test_images(loader):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ("some/folder", r"ImbalanceDigitsDataLoader reads no image files: give a uint8 tensor \[N, 3, 16, 16\]"),
+        ("some/folder", "There is no image file under some/folder"),
+        (None, r"takes a folder of images or a uint8 tensor \[N, 3, 16, 16\], not a NoneType"),
         (torch.zeros(2, 3, 16, 16), r"not float32 \[2, 3, 16, 16\]"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"uint8 tensor \[N, 3, 16, 16\] .* not uint8 \[2, 3, 8, 8\]"),
         (torch.zeros(3, 16, 16, dtype=torch.uint8), "with one image at least"),

@@ -67,10 +67,23 @@ def test_scores_by_hand():
     scorer = Scorer(logits, targets, counts, {"top5_accuracy": top5_accuracy})
     result = scorer.score(np.arange(4), logits.mean(dim=1))
     assert result.images == 4 and result.experts_top1 == [100, 50]
-    assert result.metrics == {"top1": 50, "many": 100, "medium": 0, "few": 0, "top5_accuracy": 100}
+    expected = {"top1": 50, "many": 100, "medium": 0, "few": 0, "top5_accuracy": 100, "per_class_accuracy": [100, 0, 0]}
+    assert {name: result.metrics[name] for name in expected} == expected
+    assert result.metrics["balanced_accuracy"] == pytest.approx(100 / 3)
+    assert result.metrics["macro_f1"] == pytest.approx(100 * (2 * 2 / (2 * 2 + 2)) / 3)
+    beside = scorer.score_beside_equal_weights(np.arange(4), right)
+    assert beside.top1 == 100 and beside.equal_weights_top1 == 50
+    assert beside.difference_to_equal_weights == {"points": 50, "interval": [0, 100]}
+    assert beside.equal_outcomes.prediction.tolist() == [0, 0, 0, 0] and beside.outcomes.indices.tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
     result = scorer.score(np.array([2, 0]), logits[[2, 0], 0])
     assert result.images == 2 and result.experts_top1 == [100, 50]
-    assert result.metrics == {"top1": 100, "many": 100, "medium": 100, "few": None, "top5_accuracy": 100}
+    expected = {"top1": 100, "many": 100, "medium": 100, "few": None, "per_class_accuracy": [100, 100, None]}
+    assert {name: result.metrics[name] for name in expected} == expected and result.metrics["balanced_accuracy"] == 100
 
 
 def test_selections_equal_a_pass_over_each_distribution(network):

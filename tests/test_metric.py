@@ -1,16 +1,22 @@
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 import model.metric
 from model.metric import (
     accuracy,
+    balanced_accuracy,
     class_hits,
     expected_calibration_error,
+    macro_f1,
+    paired_difference,
     per_class_accuracy,
     percent_correct,
     shot_group_accuracy,
     shot_groups,
     top5_accuracy,
+    wilson_interval,
 )
 
 COUNTS = [101, 100, 20, 19]  # many, medium, medium, few
@@ -25,6 +31,8 @@ def test_every_metric_takes_the_same_arguments():
         "shot_group_accuracy": dict,
         "expected_calibration_error": float,
         "per_class_accuracy": list,
+        "balanced_accuracy": float,
+        "macro_f1": float,
     }
 
 
@@ -93,3 +101,45 @@ def test_hits_by_class_and_percent():
     assert percent_correct(correct, total, torch.tensor([False, False, True, True])) == 50
     assert percent_correct(correct, total, torch.tensor([False, False, False, True])) is None
     assert percent_correct(correct, total, torch.zeros(4, dtype=torch.bool)) is None
+
+
+def test_means_over_classes_as_scikit_learn_has_them():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(300, 8, generator=generator)
+    scores[:, 7] -= 100  # never predicted
+    targets = torch.randint(5, (300,), generator=generator)  # classes 5 to 7 have no image
+    scores[torch.arange(300), targets] += 1
+    prediction = scores.argmax(dim=1)
+    assert set(prediction.tolist()) == set(range(7))
+    counts = [10] * 8
+    with pytest.warns(UserWarning, match="not in y_true"):
+        expected = balanced_accuracy_score(targets, prediction)
+    assert balanced_accuracy(scores, targets, counts) == pytest.approx(100 * expected)
+    expected = f1_score(targets, prediction, average="macro")
+    assert macro_f1(scores, targets, counts) == pytest.approx(100 * expected)
+
+
+@pytest.mark.parametrize(("correct", "images"), [(0, 10), (10, 10), (1, 3), (4880, 10000), (1, 1)])
+def test_ends_of_wilsons_interval_are_196_standard_errors_away(correct, images):
+    low, high = (end / 100 for end in wilson_interval(correct, images))
+    share = correct / images
+    assert 0 <= low <= share <= high <= 1 and low < high
+    for end in (low, high):
+        distance = 1.959964 * (end * (1 - end) / images) ** 0.5
+        assert abs(end - share) == pytest.approx(distance, rel=1e-5, abs=1e-12)
+    assert wilson_interval(8, 10) == pytest.approx([49.02, 94.33], abs=0.01)  # a published example
+
+
+def test_the_bootstrap_draws_images_with_both_predictions():
+    generator = torch.Generator().manual_seed(0)
+    correct, other = (torch.rand(400, generator=generator) < p for p in (0.7, 0.6))
+    found = paired_difference(correct, other)
+    per_image = correct.numpy().astype(float) - other.numpy()
+    random = np.random.default_rng(5)
+    means = [100 * per_image[random.integers(400, size=400)].mean() for _ in range(4000)]
+    assert found["points"] == pytest.approx(100 * per_image.mean())
+    assert found["interval"] == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.6)
+    assert paired_difference(correct, other) == found  # the same random numbers
+    backwards = paired_difference(other, correct)
+    assert backwards["points"] == -found["points"] and backwards["interval"][0] < 0
+    assert paired_difference(correct, correct) == {"points": 0.0, "interval": [0.0, 0.0]}

@@ -8,7 +8,7 @@ from data_loader.data_loaders import ListDataLoader
 from trainer.build import aggregator_maker, build_loss, build_network, parameter_groups
 from trainer.command_line import parse
 from trainer.jobs import RECOMMENDED
-from trainer.registry import COMPONENTS, make_config
+from trainer.registry import COMPONENTS, changed_config, make_config
 from trainer.training import training_config
 from utils.errors import UserError
 from utils.parse_config import fits, merge, override, parse_assignment, read_json
@@ -177,8 +177,8 @@ def test_assignments():
 
 
 def test_config_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match="no config file .*There are: .*config_cifar100_ir100_tade.json"):
-        read_json(ROOT / "configs" / "config_cifar100.json")
+    with pytest.raises(UserError, match="no config file .*Nearest of the [0-9]+ in .*config_cifar100_ir100_tade.json"):
+        read_json(ROOT / "configs" / "config_cifar100_ir100.json")
     broken = tmp_path / "broken.json"
     broken.write_text('{"name": "x",}')
     with pytest.raises(UserError, match="not valid JSON: line 1, column"):
@@ -262,3 +262,15 @@ def test_long_values_are_shown_in_part(config):
     with pytest.raises(UserError) as caught:
         make_config({**config, "x" * 10_000: 1})
     assert len(str(caught.value)) < 1000
+
+
+def test_another_type_leaves_behind_what_only_the_one_before_took():
+    config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    changed = changed_config(config, {"loss;type": "CrossEntropyLoss"})
+    assert changed["loss"] == {"type": "CrossEntropyLoss", "args": {}}
+    changed = changed_config(config, {"optimizer;type": "Adam", "optimizer;args;lr": 0.001})
+    assert changed["optimizer"]["args"] == {"lr": 0.001, "weight_decay": 0.0005}
+    with pytest.raises(UserError, match='Unknown argument of CrossEntropyLoss.* "tau"'):
+        changed_config(config, {"loss;type": "CrossEntropyLoss", "loss;args;tau": 2})
+    with pytest.raises(UserError, match='Unknown argument of CrossEntropyLoss.* "tau"'):
+        changed_config(config, {"loss": {"type": "CrossEntropyLoss", "args": {"tau": 2}}})

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from model.model import ResNet10Model, ResNet32Model
+from model.model import ResNet10Model, ResNet18Model, ResNet32Model, ResNet34Model
 from model.pretrained import read_weights, start_from
-from trainer.build import parameter_groups
+from trainer.build import TORCHVISION_NAMES, parameter_groups
 from trainer.registry import make_config
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
+from utils.torchvision_import import torchvision
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,18 @@ def test_a_checkpoint_that_does_not_fit_is_explained(tmp_path):
             ResNet10Model(5, share_layer3=True, num_experts=2), ResNet10Model(5, num_experts=2).state_dict(), "f"
         )
     assert "OLTR" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(ResNet18Model, "resnet18"), (ResNet34Model, "resnet34")])
+def test_experts_start_with_the_features_of_torchvisions_network(kind, name):
+    """ResNet-18 and -34 with torchvision's weights see what torchvision's networks see."""
+    plain = torchvision().models.get_model(name, weights=None).eval()
+    network = kind(num_classes=5, use_norm=True, num_experts=2).eval()
+    start_from(network, plain.state_dict(), "torchvision")
+    assert TORCHVISION_NAMES[kind.__name__] == name
+    plain.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        feat, expected = network(images)["feat"], plain(images)
+    for e in (0, 1):
+        torch.testing.assert_close(feat[:, e], expected, atol=1e-5, rtol=1e-4)

@@ -484,6 +484,7 @@ def test_scores_that_contradict_every_skew_are_left_alone():
     logits, _ = expert_logits(torch.full((CLASSES,), 1 / CLASSES), 300)
     aggregator = fitted(logits + 6 * PI.log())  # a network that carries far more of the prior than it is said to
     assert aggregator.skew == 0 and "still rises at a skew of 3.0" in aggregator.note
+    assert free(aggregator, logits + 6 * PI.log())
 
 
 def test_one_image_or_one_predicted_class_falls_back():

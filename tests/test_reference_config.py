@@ -1,5 +1,7 @@
 """The reference's own JSON files parse and run as they are."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import ROOT, script
@@ -118,4 +120,5 @@ def test_they_run(tmp_path, monkeypatch, capsys):
     assert printed.count("Without effect here") == 1 and "StabilityAggregator" in results["protocol"]
     assert list(results["distributions"]) == list(CIFAR_DISTRIBUTIONS)
     passes = [len(entry["learning"]["stability_in_pass"]) for entry in results["distributions"].values()]
-    assert 1 <= min(passes) and max(passes) <= 5 and "pass 1  forward50" in printed
+    assert 1 <= min(passes) and max(passes) <= 5 and "forward50   passes " in printed
+    assert "pass 1  forward50" in (Path(trained["run_dir"]) / "results/last/test_train/log.txt").read_text()

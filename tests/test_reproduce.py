@@ -1,5 +1,6 @@
 """reproduce.py as a user runs it, stopped and not; on the digits."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -13,7 +14,15 @@ import torch
 from conftest import ROOT
 
 from comparison import run as comparison
-from comparison.plan import Run, plan_runs, quick_changes, scaled_schedule
+from comparison.plan import (
+    Run,
+    method_config,
+    own_name,
+    plan_runs,
+    quick_changes,
+    scaled_schedule,
+    write_own_configs,
+)
 from comparison.tables import accuracy_table, mean_and_deviation
 from trainer.registry import make_config
 from utils.checkpoint import save_checkpoint
@@ -37,13 +46,15 @@ OPTIONS = [
     "--set",
     "aggregator;args;epochs=1",
     "--set",
+    "averaged_views=0",
+    "--set",
     "trainer;tensorboard=false",
 ]
 
 
-def start(output: Path, *options: str, console: int = subprocess.PIPE) -> subprocess.Popen:
+def start(output: Path, *given: str, console: int = subprocess.PIPE, options: list[str] = OPTIONS) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "reproduce.py", *OPTIONS, "-o", str(output), *options],
+        [sys.executable, "reproduce.py", *options, "-o", str(output), *given],
         cwd=ROOT,
         text=True,
         stdout=console,
@@ -51,8 +62,8 @@ def start(output: Path, *options: str, console: int = subprocess.PIPE) -> subpro
     )
 
 
-def run(output: Path, *options: str) -> str:
-    process = start(output, *options)
+def run(output: Path, *given: str, options: list[str] = OPTIONS) -> str:
+    process = start(output, *given, options=options)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     return text
@@ -77,9 +88,28 @@ def test_report_table_and_plots(finished):
     ):
         assert expected in report, expected
     frame = pd.read_csv(output / "results.csv")
-    assert len(frame) == 2 * 3 * 3  # checkpoints, rows, distributions
+    rows = [
+        "Softmax",
+        "Softmax, estimated prior",
+        "TADE, equal weights",
+        "TADE, test-time training",
+        "TADE, estimated prior",
+    ]
+    last = frame[frame["checkpoint"] == "last epoch"]
+    assert list(last["row"].unique()) == rows and len(last) == len(rows) * 3  # distributions
+    best = frame[frame["checkpoint"] == "best epoch"]
+    assert list(best["row"].unique()) == [row for row in rows if "prior" not in row]
     learned = frame[frame["row"] == "TADE, test-time training"]
     assert learned[["w1", "w2", "w3"]].sum(axis=1).tolist() == pytest.approx([1] * 6)
+    page = (output / "report.html").read_text()
+    for expected in (
+        "in the mean over 3",
+        "TADE, equal weights",
+        'class="wide per-class"',
+        "Expert weights, TADE",
+        "SHA-256",
+    ):
+        assert expected in page, expected
     for name in ("accuracy", "groups", "tade_weights"):
         assert (output / f"digits_{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -154,6 +184,48 @@ def runs(process: str) -> bool:
         return False
 
 
+@pytest.mark.parametrize(("own", "experts"), [("custom_example", 3), ("digits_tade", 3), ("cifar100_ir100_softmax", 1)])
+def test_methods_on_the_data_of_ones_own_config(own, experts, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = ROOT / "configs" / f"config_{own}.json"
+    files = write_own_configs(path, ["softmax", "ride", "tade"], tmp_path / "out")
+    configs, base = {method: read_json(file) for method, file in files.items()}, read_json(path)
+    assert [c["loss"]["type"] for c in configs.values()] == ["CrossEntropyLoss", "RIDELoss", "DiverseExpertLoss"]
+    assert [c["arch"]["args"]["num_experts"] for c in configs.values()] == [1, 3, 3]
+    assert [c["arch"]["args"]["use_norm"] for c in configs.values()] == [False, True, True]
+    late = configs["ride"]["loss"]["args"]["reweight_epoch"] / base["trainer"]["epochs"]
+    assert late == pytest.approx(0.8, abs=0.01)
+    for config in configs.values():
+        for section in ("data_loader", "optimizer", "lr_scheduler", "trainer"):
+            assert config[section] == base[section]
+    kept = "softmax" if experts == 1 else "tade"
+    assert {k: v for k, v in configs[kept].items() if k != "name"} == {k: v for k, v in base.items() if k != "name"}
+    runs = plan_runs([own_name(path)], list(files), [1], tmp_path / "out", configs=files)
+    assert len({run.folder for run in runs}) == 3 and [len(run.testing) for run in runs] == [2, 2, 3]
+    assert str(files["ride"]) in runs[1].commands[0]
+
+
+def test_stages_that_start_from_weights_keep_their_width(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    own = {**read_json(ROOT / "configs" / "config_custom_example.json"), "weights": "torchvision"}
+    own["arch"] = {"type": "ResNet18Model", "args": {"num_classes": 101, "num_experts": 4}}
+    own["loss"] = {"type": "CrossEntropyLoss", "args": {}}
+    arguments = method_config(own, "tade")["arch"]["args"]
+    assert arguments["reduce_dimension"] is False and arguments["num_experts"] == 4 and arguments["use_norm"]
+
+
+def test_one_command_compares_on_ones_own_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    own = read_json(ROOT / "configs" / "config_digits_softmax.json")
+    own["trainer"]["epochs"] = 1
+    own["lr_scheduler"]["args"] |= {"step1": 1, "step2": 1, "warmup_epoch": 0}
+    (tmp_path / "config_mine.json").write_text(json.dumps(own))
+    text = run(tmp_path / "out", "-c", str(tmp_path / "config_mine.json"), "--methods", "softmax", options=OPTIONS[4:])
+    assert "| Softmax, estimated prior | 1 |" in text and (tmp_path / "out" / "report.html").exists()
+    with pytest.raises(SystemExit):
+        comparison.main("", ["-c", "any.json", "--data", "digits"])
+
+
 def test_a_shortened_schedule_keeps_its_shape():
     config = make_config(read_json(ROOT / "configs" / "config_cifar100_ir100_ride.json"))
     assert scaled_schedule(config, 20) == [
@@ -177,7 +249,8 @@ def test_quick_takes_distributions_that_the_data_set_has():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--methods", "softmaks"], 'Unknown data set and method "cifar100_ir100_softmaks": did you mean'),
+        (["--methods", "softmaks"], 'Unknown method for cifar100_ir100 "softmaks": did you mean "softmax"'),
+        (["--data", "digit"], 'Unknown data set "digit": did you mean "digits"'),
         (["--epochs", "0"], "--epochs must be at least 1, not 0"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--set", "optimizer;args;learning_rate=1"], 'argument of SGD in config section "optimizer" "learning_rate"'),

@@ -2,6 +2,7 @@ import json
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from trainer.results import CheckpointRecord, DistributionResult, Results, save_results
 from trainer.run_folder import job_of, results_folder
@@ -49,6 +50,39 @@ def test_a_new_metric_is_a_column_and_a_list_is_not():
     assert list(table)[:6] == ["images", "top1", "many", "medium", "few", "top5_accuracy"]
     assert "per_class_accuracy" not in table and "90.0" in console_table(table)
     assert results(per_class_accuracy=[1.0]).to_json()["distributions"]["uniform"]["per_class_accuracy"] == [1.0]
+
+
+def test_details_are_columns_of_the_csv_and_not_of_the_console(tmp_path):
+    more = results(
+        top1_interval=[50.0, 75.0],
+        balanced_accuracy=61.0,
+        expected_calibration_error=7.0,
+        equal_weights_top1=60.0,
+        difference_to_equal_weights={"points": 2.5, "interval": [-1.0, 6.0]},
+    )
+    assert Results.from_json(more.to_json()) == more
+    assert list(more.table()) == [
+        "images",
+        "top1",
+        "equal weights",
+        "many",
+        "medium",
+        "few",
+        *list(RESULTS.table())[5:],
+    ]
+    save_results(more, tmp_path, "test_train")
+    row = pd.read_csv(tmp_path / "results.csv", index_col=0).loc["uniform"]
+    assert (row["top1 low"], row["top1 high"], row["difference"], row["difference low"]) == (50, 75, 2.5, -1)
+    assert row["balanced_accuracy"] == 61 and "balanced" not in (tmp_path / "results.md").read_text()
+    more.config = {"metrics": ["expected_calibration_error"]}  # asked for by name
+    assert "expected_calibration_error" in more.table() and "balanced_accuracy" not in more.table()
+
+
+def test_a_file_of_before_is_read():
+    content = json.loads((ROOT / "benchmarks" / "results" / "cifar100_ir100_tade_200_epochs.json").read_text())
+    old = Results.from_json(content)
+    assert old.classes is None and old.to_json()["distributions"] == content["distributions"]
+    assert len(old.table()) == 11
 
 
 def test_without_weights_there_are_no_columns_and_no_plot_of_them(tmp_path):
@@ -105,7 +139,13 @@ def test_evaluating_again_leaves_nothing_of_before(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     save_results(plain, tmp_path, "test_all")
     kept = {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.")}
-    assert kept == {"results.csv", "results.md", "results.json", "notes.txt"}  # no plot of a single distribution
+    assert kept == {
+        "report.html",
+        "results.csv",
+        "results.md",
+        "results.json",
+        "notes.txt",
+    }  # no plot of a single distribution
 
 
 def test_one_folder_holds_results_of_one_job(tmp_path):
@@ -122,3 +162,18 @@ def test_one_folder_holds_results_of_one_job(tmp_path):
         (tmp_path / "out" / "results.json").write_text(text)
         with results_folder(tmp_path / "last.pth", "test_train", tmp_path / "out"):
             pass
+
+
+def test_tensorboard_shows_accuracies_under_the_names_of_distributions(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    save_results(RESULTS, tmp_path, "test_all")
+    board = EventAccumulator(str(tmp_path)).Reload()
+    tags = board.Tags()
+    assert {f"top1 test_all/{name}" for name in RESULTS.distributions} <= set(tags["scalars"])
+    (point,) = board.Scalars("top1 test_all/uniform")
+    assert point.value == pytest.approx(RESULTS.distributions["uniform"].top1, abs=1e-4)
+    assert point.step == (RESULTS.checkpoint.epoch or 0)
+    text = board.Tensors("test_all/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert RESULTS.protocol in text and "| uniform |" in text
+    assert board.Images("test_all/accuracy")[0].width < 600

@@ -20,7 +20,8 @@ from utils.errors import UserError
 from utils.parse_config import read_json
 
 TEST_TIME = ROOT / "configs" / "test_time_digits_tade.json"
-ENTRY = {"images", "top1", "many", "medium", "few", "experts_top1", "weights"}
+MEASURES = {"top1_interval", "balanced_accuracy", "macro_f1", "expected_calibration_error", "per_class_accuracy"}
+ENTRY = {"images", "top1", "many", "medium", "few", "experts_top1", "weights"} | MEASURES
 
 
 def run_job(name: str, checkpoint, config=(), **options) -> dict:
@@ -117,7 +118,7 @@ def test_what_is_refused_leaves_no_folder(digits_run, tmp_path):
     test_time, out = read_json(TEST_TIME), tmp_path / "out"
     with pytest.raises(UserError, match="batches have at least one image"):
         run_job("test_train_cifar", digits_run["last"], test_time, output=out, stream=True, stream_batch=0)
-    with pytest.raises(UserError, match="reads no image files"):
+    with pytest.raises(UserError, match="There is no image file under"):
         run_job("predict_folder", digits_run["last"], test_time, output=out, images=tmp_path)
     assert not out.exists()
 

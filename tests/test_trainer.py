@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from model.loss import DiverseExpertLoss
 from model.model import ResNet32Model
 from trainer import train
 from trainer.schedule import CustomLR
-from trainer.trainer import Trainer, mixup
+from trainer.trainer import Trainer, mixup, thumbnails
+from trainer.training import warn_if_nothing_learned
 from utils.checkpoint import load_checkpoint
 from utils.errors import Interrupted, UserError
 
@@ -283,3 +285,30 @@ def test_training_on_a_gpu(digits_config, precision):
     digits_config["trainer"]["precision"] = precision
     values = train(digits_config, device="cuda")
     assert values["val_accuracy"] > 10
+
+
+def test_a_run_says_what_is_left_and_whether_it_learned(digits_config, capsys):
+    digits_config["optimizer"]["args"]["lr"] = 1000.0
+    train({**digits_config, "trainer;epochs": 2})
+    printed = capsys.readouterr().out
+    first, second = (line for line in printed.splitlines() if line.startswith("epoch "))
+    assert re.search(r"left 0:\d\d$", first) and "left" not in second
+    assert "The network has learned nothing: in the last epoch it was right on" in printed
+
+
+def test_a_run_that_learned_is_not_accused(capsys):
+    loader = ImbalanceDigitsDataLoader(32, imb_factor=0.05)
+    frequent = 100 * max(loader.cls_num_list) / sum(loader.cls_num_list)
+    for accuracy, accused in ((frequent + 0.1, False), (frequent - 0.1, True), (None, False)):
+        warn_if_nothing_learned(accuracy, loader)
+        assert ("learned nothing" in capsys.readouterr().out) == accused
+    balanced = ImbalanceDigitsDataLoader(32, imb_factor=0.05, balanced=True)
+    warn_if_nothing_learned(frequent, balanced)
+    assert not capsys.readouterr().out
+
+
+def test_pictures_for_tensorboard_are_small():
+    images = torch.randn(32, 3, 224, 224)
+    shown = thumbnails(images)
+    assert shown.shape == (16, 3, 64, 64) and shown.min() == 0 and shown.max() == 1
+    assert thumbnails(images[:4, :, :32, :32]).shape == (4, 3, 32, 32)

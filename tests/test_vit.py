@@ -8,13 +8,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-import model.backbones.vit
-from model.backbones.vit import import_timm
+import model.backbones.timm_trunk
+from model.backbones.timm_trunk import import_timm
 from model.cost import count_macs
 from model.freeze import freeze
 from model.inference import inference_copy
 from model.loss import DiverseExpertLoss
-from model.model import ViTModel
+from model.model import TimmModel, ViTModel
 from model.pretrained import start_from
 from utils import gflops
 from utils.errors import UserError
@@ -123,12 +123,12 @@ def test_weights_that_cannot_be_had(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(import_timm(), "create_model", fail)
-    with pytest.raises(UserError, match='could not be downloaded .no network.*leave "pretrained" out'):
+    with pytest.raises(UserError, match='could not be had .no network.*leave "pretrained" out'):
         ViTModel(**TINY, pretrained=True)
 
 
 def test_without_timm_one_sentence_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(model.backbones.vit, "torchvision", lambda: None)
+    monkeypatch.setattr(model.backbones.timm_trunk, "torchvision", lambda: None)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="pip install timm"):
         ViTModel(**TINY)
@@ -138,3 +138,29 @@ def test_importing_the_networks_imports_neither_timm_nor_torchvision():
     code = "import sys, model.model; print({'timm', 'torchvision'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+@needs_timm
+@pytest.mark.parametrize("variant", ["resnet10t", "mobilenetv3_small_050"])  # the second pools before its last layer
+def test_any_network_of_timm_is_a_trunk(variant):
+    network = TimmModel(7, variant, use_norm=True, num_experts=2).eval()
+    plain = import_timm().create_model(variant, num_classes=11).eval()
+    start_from(network, plain.state_dict(), "file")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        output = network(images)
+        expected = plain.forward_head(plain.forward_features(images), pre_logits=True)
+    assert output["logits"].shape == (2, 2, 7)
+    for e in (0, 1):
+        torch.testing.assert_close(output["feat"][:, e], expected)
+    assert not torch.equal(output["logits"][:, 0], output["logits"][:, 1])  # classifiers are fresh
+
+
+@needs_timm
+def test_what_timm_has_not_is_named():
+    with pytest.raises(UserError, match='timm has no network "resnet10s": did you mean .*resnet10t'):
+        TimmModel(7, "resnet10s")
+    with pytest.raises(ValueError, match="resnet10t refuses an argument"):
+        model.backbones.timm_trunk.make_trunk("resnet10t", False, img_size=64)
+    with pytest.raises(UserError, match="timm's weights for .* could not be had"):
+        TimmModel(7, "resnet10t.no_such_tag", pretrained=True)

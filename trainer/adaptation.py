@@ -13,7 +13,7 @@ from trainer.calibration import CalibrationRecord
 from trainer.evaluation import chosen_distributions, predicted_on, results_of, scorer_of
 from trainer.loaded_run import LoadedRun
 from trainer.logits import LogitsBuffer, check_finite, network_logits, numbered, selected, shard_of_process
-from trainer.results import Results
+from trainer.results import DistributionResult, Results
 from utils import distributed
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -85,12 +85,12 @@ def adapted_results(
             for name, aggregator in aggregators.items()
         )
     for name, of_distribution in scores:
-        result = scorer.score(distributions[name], of_distribution)
+        result = scorer.score_beside_equal_weights(distributions[name], of_distribution)
         report = aggregators[name].report()
         result.weights = report.pop("weights", None)
-        result.equal_weights_top1 = scorer.score_equal_weights(distributions[name]).top1
         result.learning = report
         results.distributions[name] = result
+        log_learned(name, result)
     return results
 
 
@@ -243,9 +243,26 @@ def follow_streams(
 
 
 def log_pass(name: str, aggregator: Aggregator, pass_number: int) -> None:
-    report = aggregator.report()
-    if weights := report.get("weights"):
-        moved = " ".join("nan" if w is None else f"{w:.3f}" for w in weights)
-        get_logger().info(f"pass {pass_number + 1}  {name:<11} expert weights {moved}")
-    if note := report.get("note"):
-        get_logger().warning(f"{name}: {note}.")
+    """A line for the log file."""
+    if weights := aggregator.report().get("weights"):
+        get_logger().debug(f"pass {pass_number + 1}  {name:<11} expert weights {_numbers(weights)}")
+
+
+def log_learned(name: str, result: DistributionResult) -> None:
+    """What was learned of a distribution, in one line: the aggregator's numbers that are not in the table."""
+    learning = result.learning or {}
+    shown = {key: value for key, value in learning.items() if isinstance(value, float) and not key.endswith("_error")}
+    if passes := learning.get("stability_in_pass"):
+        shown["passes"] = len(passes)
+    if result.weights:
+        shown["expert weights"] = _numbers(result.weights)
+    text = "  ".join(
+        f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+    )
+    note = learning.get("note")
+    line = f"{name:<11} {text}" + (f"  ({note})" if note else "")
+    (get_logger().warning if note else get_logger().info)(line.rstrip())
+
+
+def _numbers(weights: Sequence[float | None]) -> str:
+    return " ".join("nan" if w is None else f"{w:.3f}" for w in weights)

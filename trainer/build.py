@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from base.base_data_loader import BaseDataLoader
+from base.base_data_loader import BaseDataLoader, TrainedOn
 from base.base_model import BaseModel
 from model.loss import Loss
 from model.pretrained import read_weights, start_from
@@ -23,6 +23,8 @@ from utils.reference_config import published_aggregator
 from utils.torchvision_import import torchvision
 
 TORCHVISION_NAMES = {
+    "ResNet18Model": "resnet18",
+    "ResNet34Model": "resnet34",
     "ResNet50Model": "resnet50",
     "ResNet101Model": "resnet101",
     "ResNet152Model": "resnet152",
@@ -30,8 +32,9 @@ TORCHVISION_NAMES = {
 }
 
 
-def build_loader(config: ConfigParser, device: torch.device) -> BaseDataLoader:
-    loader = config.build("data_loader")
+def build_loader(config: ConfigParser, device: torch.device, trained_on: TrainedOn | None = None) -> BaseDataLoader:
+    """The data of the config, or a loader that does without them, if it can, where `trained_on` is given."""
+    loader = config.build("data_loader", trained_on=trained_on)
     loader.prepare(device, config.get("seed", 1), distributed.rank(), distributed.world_size())
     return loader
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.adaptation import STREAM_BATCH
+from trainer.export import FORMATS as EXPORTED
+from trainer.prediction_files import FORMATS
 from utils import distributed
 from utils.errors import UserError
 from utils.parse_config import parse_assignment, read_json
@@ -56,6 +58,12 @@ class Options:
         stream: images arrive in batches of `stream_batch`.
         images: folder of images to predict; or the labeled images to calibrate on, a list file or a folder.
         prior: a known test prior, see trainer.given_prior.read_prior.
+        top_k: likeliest classes to write of every image.
+        format: of the tables of predictions, see trainer.prediction_files.FORMATS.
+        state: file that keeps what was learned of a stream from one run to the next.
+        watch: predict images that appear in the folder, until told to stop.
+        poll: seconds between two looks at the folder.
+        formats: to export to, see trainer.export.FORMATS.
         calibrate_on_test: labeled test images a class to calibrate on and to leave out; 0 for none.
     """
 
@@ -69,6 +77,12 @@ class Options:
     stream_batch: int = STREAM_BATCH
     images: Path | None = None
     prior: str | None = None
+    top_k: int = 5
+    format: str = "csv"
+    state: Path | None = None
+    watch: bool = False
+    poll: float = 2.0
+    formats: list[str] = field(default_factory=lambda: list(EXPORTED))
     calibrate_on_test: int = 0
 
 
@@ -80,6 +94,7 @@ def parse(
     adapting: bool = False,
     predicting: bool = False,
     calibrating: bool = False,
+    exporting: bool = False,
 ) -> Options:
     """Parse a script's command line. Nothing but the -c file is read.
 
@@ -92,6 +107,7 @@ def parse(
         adapting: the script adapts to test images; it needs -c as well, unless it predicts.
         predicting: the script asks for a folder of images.
         calibrating: the script fits a calibration, which goes beside the checkpoint.
+        exporting: the script writes the network in other formats.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     needed = adapting and not predicting
@@ -150,8 +166,34 @@ def parse(
             help='labeled images that were not trained on: a file of "path label" lines, or a folder of class folders '
             "(default: the held-out validation images of the data)",
         )
+    if exporting:
+        parser.add_argument(
+            "--formats", nargs="+", choices=EXPORTED, default=list(EXPORTED), help="what to write (default: all)"
+        )
     if predicting:
         parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="images, at any depth")
+        parser.add_argument(
+            "--top_k", type=int, default=5, metavar="N", help="likeliest classes of every image (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--format", choices=FORMATS, default="csv", help="of the tables (default: %(default)s; parquet: pyarrow)"
+        )
+        parser.add_argument(
+            "--watch",
+            action="store_true",
+            help="go on with images that appear in the folder, in batches of --stream_batch at most, until Ctrl-C or "
+            "SIGTERM",
+        )
+        parser.add_argument(
+            "--poll", type=float, default=2.0, metavar="SECONDS", help="with --watch: between looks (default: 2)"
+        )
+        parser.add_argument(
+            "--state",
+            type=Path,
+            metavar="FILE",
+            help="keeps what was learned for the next run (default: none; with --watch: stream.state in the output "
+            "folder)",
+        )
     for flag, (kind, path, text) in FLAGS.items():
         if path not in TESTING_ONLY if training else path in TESTING:
             parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f"{text} ({path})")
@@ -178,7 +220,7 @@ def run_script(main: Callable[[Options], object], description: str, **kinds: boo
     Args:
         main: what the script does.
         description: shown by --help.
-        kinds: training, adapting, predicting, calibrating; see `parse`.
+        kinds: training, adapting, predicting, calibrating, exporting; see `parse`.
     """
     try:
         with distributed.lost_process_named():

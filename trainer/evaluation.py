@@ -6,10 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.metric import accuracy, class_hits, percent_correct, shot_group_accuracy
+from model.metric import (
+    accuracy,
+    balanced_accuracy,
+    calibration_error,
+    class_hits,
+    macro_f1,
+    paired_difference,
+    per_class_accuracy,
+    percent_correct,
+    predicted,
+    reliability,
+    shot_group_accuracy,
+    wilson_interval,
+)
 from trainer.build import chosen_metrics
 from trainer.devices import device_name
 from trainer.loaded_run import LoadedRun
+from trainer.outcomes import Outcomes
 from trainer.results import DistributionResult, Results
 from utils.errors import UserError, unknown
 
@@ -53,13 +67,29 @@ class Scorer:
         """Results on the images `indices` [M], from their class scores [M, C]."""
         chosen = torch.as_tensor(indices)
         targets = self.targets[chosen]
+        outcomes = Outcomes(chosen, targets, *predicted(scores))
         values = {"top1": percent_correct(*class_hits(scores.argmax(dim=1), targets, scores.shape[1]))}
         values |= shot_group_accuracy(scores, targets, self.cls_num_list)
         for name, metric in self.metrics.items():
             value = metric(scores, targets, self.cls_num_list)
             values |= value if isinstance(value, dict) else {name: value}
+        values |= {
+            "top1_interval": wilson_interval(int(outcomes.correct.sum()), len(chosen)),
+            "balanced_accuracy": balanced_accuracy(scores, targets, self.cls_num_list),
+            "macro_f1": macro_f1(scores, targets, self.cls_num_list),
+            "expected_calibration_error": calibration_error(reliability(outcomes.confidence, outcomes.correct)),
+            "per_class_accuracy": per_class_accuracy(scores, targets, self.cls_num_list),
+        }
         experts = (100 * self.expert_hits[chosen].double().mean(dim=0)).tolist()
-        return DistributionResult(len(chosen), values, experts)
+        return DistributionResult(len(chosen), values, experts, outcomes=outcomes)
+
+    def score_beside_equal_weights(self, indices: np.ndarray, scores: Tensor) -> DistributionResult:
+        """`score`, and how it compares with the mean of the experts' logits on the same images."""
+        result, equal = self.score(indices, scores), self.score_equal_weights(indices)
+        result.equal_weights_top1 = equal.top1
+        result.equal_outcomes = equal.outcomes
+        result.difference_to_equal_weights = paired_difference(result.outcomes.correct, equal.outcomes.correct)
+        return result
 
     def score_equal_weights(self, indices: np.ndarray) -> DistributionResult:
         """Results of the mean of the experts' logits on the images `indices` [M]."""
@@ -76,6 +106,8 @@ def scorer_of(run: LoadedRun) -> Scorer:
 def results_of(run: LoadedRun, protocol: str) -> Results:
     """The record of an evaluation, still without distributions."""
     results = Results(run.checkpoint, protocol, run.seed, torch.__version__, device_name(run.device), run.config.config)
+    results.classes = {"names": list(run.loader.class_names), "training_images": list(run.cls_num_list)}
+    results.thumbnails = run.loader.thumbnails
     if len(run.left_out):
         results.protocol += f" {LEFT_OUT.format(len(run.left_out))}"
         results.remark = f"{len(run.left_out)} labeled test images calibrate and are left out of every figure"

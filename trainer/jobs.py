@@ -2,27 +2,40 @@
 
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
+from data_loader.image_lists import list_folder, thumbnail
 from trainer.adaptation import adapt, new_aggregator
 from trainer.build import aggregator_maker, aggregator_section, wants_calibration
 from trainer.calibration import calibration_path, save_calibration, shown
 from trainer.command_line import Options
 from trainer.evaluation import evaluate, evaluate_test_set
+from trainer.export import DESCRIPTIONS, Exporter, check_packages, priors_record
+from trainer.export import FORMATS as EXPORT_FORMATS
 from trainer.given_prior import with_prior
 from trainer.loaded_run import LoadedRun, load_run
-from trainer.prediction import predict
-from trainer.registry import make_config
-from trainer.results import Predictions, Results, save_results
+from trainer.model_card import figures_of, model_card
+from trainer.prediction import PredictionStream, predict
+from trainer.prediction_files import FORMATS, check_format, paths_in
+from trainer.prediction_page import prediction_page
+from trainer.registry import AGGREGATORS, make_config
+from trainer.results import ClassCounts, Predictions, Results, save_results
 from trainer.run_folder import results_folder
 from trainer.training import train
+from trainer.watch import Inbox, watch
 from utils import distributed
 from utils.bad_images import FILE_NAME, write_list
-from utils.checkpoint import write_together
+from utils.checkpoint import load_checkpoint, write_atomically, write_together
 from utils.errors import UserError
 from utils.logger import get_logger
+from utils.reference_config import config_of
+from utils.report import make_folder
+from utils.signals import StopSignals
 
 #: What adapts where nobody has chosen: configs/test_time_*_prior.json say the same.
 RECOMMENDED = {"averaged_views": 4, "aggregator": {"type": "PriorAggregator", "args": {}}}
@@ -78,33 +91,126 @@ def save_evaluation(run: LoadedRun, results: Results, folder: Path, job: str) ->
 
 
 def run_predict_folder(options: Options) -> dict:
-    """Predict the images of a folder.
+    """Predict the images of a folder: those that are there, or with `watch` those that appear.
 
-    Writes predictions.csv (path, class, probability) and weights.json (what was learned). Where neither the options nor
-    the checkpoint name an aggregator, it is RECOMMENDED.
+    The data of training are not needed. Where neither the options nor the checkpoint name an aggregator, it is
+    RECOMMENDED. For what is written see `save_predictions` and `watch_folder`.
 
     Returns:
         The content of weights.json.
     """
-    run = open_run(options, RECOMMENDED)
-    check_adaptation(run, options)
-    run.loader.with_test_images(options.images)
+    run = open_run(options, RECOMMENDED, data=False)
+    check_prediction(run, options)
+    stream = PredictionStream(run, state=options.state) if options.state else None
+    if options.watch:
+        with results_folder(options.checkpoint, "predict", options.output) as folder:
+            keeps = AGGREGATORS[aggregator_section(run.config)["type"]].keeps_state()
+            own_state = folder / "stream.state" if keeps else None
+            return watch_folder(stream or PredictionStream(run, state=own_state), options, folder)
+    images = list_folder(options.images)
     with results_folder(options.checkpoint, "predict", options.output) as folder:
-        predictions = predict(run, options.images, run.make_aggregator, options.stream, options.stream_batch)
-        return distributed.by_first_process(lambda: save_predictions(run, predictions, options, folder))
+        if stream:
+            predictions = stream.predict(images, options.stream_batch if options.stream else None)
+        else:
+            predictions = predict(run, images, run.make_aggregator, options.stream, options.stream_batch)
+        record = distributed.by_first_process(lambda: save_predictions(run, predictions, options, folder))
+        if stream:
+            stream.save()
+        return record
+
+
+def check_prediction(run: LoadedRun, options: Options) -> None:
+    """Raise UserError for what predicting a folder will refuse, before a folder for its results is made."""
+    check_format(options.format)
+    if options.top_k < 1:
+        raise UserError(f"--top_k must be at least 1, not {options.top_k}.")
+    if not options.poll > 0:
+        raise UserError(f"--poll must be more than 0 seconds, not {options.poll}.")
+    if options.state and not options.state.parent.is_dir():
+        raise UserError(f"There is no folder {options.state.parent} for --state: create it first.")
+    if options.watch and distributed.world_size() > 1:
+        raise UserError("--watch works in one process: start it without torchrun.")
+    check_adaptation(run, replace(options, stream=options.stream or options.watch or options.state is not None))
+
+
+def watch_folder(stream: PredictionStream, options: Options, folder: Path) -> dict:
+    """Predict the images that appear in a folder, until a signal asks to stop.
+
+    Writes predictions/000001.csv, ... in the folder of results, one a batch, and after each batch class_mix.csv and
+    weights.json of all images so far, and the state. Images that have predictions there are not predicted again.
+
+    Returns:
+        The content of weights.json; of a run without an image an empty one.
+    """
+    tables = folder / "predictions"
+    make_folder(tables)
+    inbox = Inbox(options.images, paths_in(tables))
+    number = max((int(path.stem) for path in tables.glob("*.*") if path.stem.isdigit()), default=0)
+    stop = threading.Event()
+    kept: dict = {}
+
+    def keep(predictions: Predictions) -> None:
+        nonlocal number
+        number += 1
+        table = predictions.table(options.top_k)
+        write_atomically(tables / f"{number:06}.{options.format}", FORMATS[options.format](table))
+        record = prediction_record(stream.run, predictions, options, stream.images)
+        record |= {"batches": stream.batches, "last_batch": {"images": len(table), **certainty(predictions)}}
+        write_together(folder, summary_files(predictions, record, options, stream.counts))
+        kept.update(record)
+        get_logger().info(f"{len(table)} images: {tables / f'{number:06}.{options.format}'}, {stream.images} so far.")
+
+    get_logger().info(
+        f"Watching {options.images}: {len(inbox.done)} images there have predictions already, and {stream.images} were "
+        "learned from. Ctrl-C or SIGTERM ends it."
+    )
+    with StopSignals(lambda _: stop.set()):
+        watch(stream, inbox, keep, options.stream_batch, options.poll, stop)
+    get_logger().info(f"Stopped after {stream.images} images; everything is written: {folder}")
+    return kept
 
 
 def save_predictions(run: LoadedRun, predictions: Predictions, options: Options, folder: Path) -> dict:
-    """Write predictions.csv, weights.json and any bad_images.csv, and say what was predicted most.
+    """Write predictions.csv, class_mix.csv (or the format chosen), report.html, weights.json and any bad_images.csv,
+    and say what was predicted most.
 
     Returns:
         The content of weights.json.
     """
-    table, learning = predictions.table(), dict(predictions.learning)
+    table, name = predictions.table(options.top_k), f"predictions.{options.format}"
+    record = prediction_record(run, predictions, options, len(table)) | certainty(predictions)
+    counts = predictions.counts()
     write_list(folder / FILE_NAME, predictions.bad_images)
+
+    def thumbnails(places: Sequence[int], size: int) -> list[Image.Image | None]:
+        return [thumbnail(Path(options.images, predictions.names[place]), size) for place in places]
+
+    written = {
+        name: FORMATS[options.format](table),
+        "report.html": prediction_page(predictions, run.cls_num_list, record, thumbnails),
+        **summary_files(predictions, record, options, counts),
+    }
+    others = {f"{stem}.{ending}": None for stem in ("predictions", "class_mix") for ending in FORMATS}
+    write_together(folder, {**others, **written})
+    weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])
+    mix = predictions.class_mix(counts).sort_values("estimated_share", ascending=False, kind="stable").head(5)
+    shown = mix[["class", "estimated_share", "predicted_count"]].to_string(index=False, float_format="%.3f")
+    get_logger().info(
+        f"{len(table)} images"
+        + (f", expert weights {weights}" if weights else "")
+        + f", mean confidence {record['mean_confidence']:.2f}; {record['changed']} of them are predicted otherwise "
+        f"than by equal weights. Most frequent classes:\n{shown}\n"
+        f"Written: {', '.join(str(folder / file) for file in written)}"
+    )
+    return record
+
+
+def prediction_record(run: LoadedRun, predictions: Predictions, options: Options, images: int) -> dict:
+    """The content of weights.json: what predicted, and what was learned from how many images."""
+    learning = dict(predictions.learning)
     record = {
         "weights": learning.pop("weights", None),
-        "images": len(table),
+        "images": images,
         **({"bad_images": len(predictions.bad_images)} if predictions.bad_images else {}),
         "folder": str(options.images),
         "checkpoint": run.checkpoint.to_json(),
@@ -115,18 +221,23 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
         record["calibration"] = predictions.calibration
     if run.mild_views:
         record["averaged_views"] = run.averaged_views
-    written = {
-        "predictions.csv": os.fsencode(table.to_csv(index=False, float_format="%.4f")),
+    return record
+
+
+def certainty(predictions: Predictions) -> dict[str, float | int]:
+    """Mean probability of the predicted classes, and how many images the experts weighted equally call otherwise."""
+    assert predictions.equal_weights
+    probability, label = predictions.log_probabilities.max(dim=1)
+    changed = int((label != predictions.equal_weights[0]).sum())
+    return {"mean_confidence": float(probability.exp().mean()), "changed": changed}
+
+
+def summary_files(predictions: Predictions, record: dict, options: Options, counts: ClassCounts) -> dict[str, bytes]:
+    """What stands beside a table of predictions: the class mix, and last the record, by name."""
+    return {
+        f"class_mix.{options.format}": FORMATS[options.format](predictions.class_mix(counts), 6),
         "weights.json": (json.dumps(record, indent=2, allow_nan=False) + "\n").encode(),
     }
-    write_together(folder, written)
-    weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])
-    get_logger().info(
-        f"{len(table)} images" + (f", expert weights {weights}" if weights else "") + ". Most frequent classes:\n"
-        f"{table['class'].value_counts().head(5).to_string(header=False)}\n"
-        f"Written: {folder / 'predictions.csv'}, {folder / 'weights.json'}"
-    )
-    return record
 
 
 def check_adaptation(run: LoadedRun, options: Options) -> None:
@@ -156,9 +267,43 @@ def run_calibrate(options: Options) -> dict:
     return record.to_json()
 
 
-def open_run(options: Options, default: Mapping[str, object] | None = None) -> LoadedRun:
-    """The run of the options; sections of `default` count where neither they nor the checkpoint have an aggregator."""
-    run = load_run(options.checkpoint, options.device, options.config)
+def run_export(options: Options) -> dict:
+    """Write the network in the formats of the options, priors.json and a model card.
+
+    Returns:
+        The content of priors.json, with the largest difference of logits by format under "differences".
+    """
+    check_packages(options.formats)
+    run = load_run(options.checkpoint, "cpu", options.config, data=False)
+    exporter = Exporter(run)
+    with results_folder(options.checkpoint, "export", options.output) as folder:
+        get_logger().info(f"Exporting {', '.join(options.formats)}: a minute or so.")
+        written, files, differences = {}, {}, {}
+        for name in options.formats:
+            file, write, _ = EXPORT_FORMATS[name]
+            written[file] = write(exporter)
+            differences[name] = exporter.check(name, written[file])
+            files[file] = f"{DESCRIPTIONS[name]}, {len(written[file]) / 1e6:.1f} MB"
+        priors = priors_record(run)
+        files["priors.json"] = "class names and counts, log priors, calibration: what `tade` needs"
+        config = config_of(load_checkpoint(options.checkpoint)) or run.config.config
+        card = model_card(priors, config, files, figures_of(options.checkpoint, run.checkpoint.sha256))
+        content = json.dumps(priors, indent=1, allow_nan=False) + "\n"
+        write_together(folder, {**written, "README.md": os.fsencode(card), "priors.json": content.encode()})
+        checked = ", ".join(f"{name} {value:.1e}" for name, value in differences.items() if value is not None)
+        get_logger().info(
+            (f"Largest difference of logits to the checkpoint's: {checked}.\n" if checked else "")
+            + f"Written: {', '.join(str(folder / name) for name in (*files, 'README.md'))}"
+        )
+    return {**priors, "differences": differences}
+
+
+def open_run(options: Options, default: Mapping[str, object] | None = None, data: bool = True) -> LoadedRun:
+    """The run of the options, with its data or without.
+
+    Sections of `default` count where neither the options nor the checkpoint have an aggregator.
+    """
+    run = load_run(options.checkpoint, options.device, options.config, data)
     if default and "aggregator" not in run.config:
         run = replace(run, config=make_config({**default, **run.config.config}))
     return run if options.prior is None else with_prior(run, options.prior)

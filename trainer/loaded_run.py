@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.base_data_loader import BaseDataLoader
+from base.base_data_loader import BaseDataLoader, TrainedOn
 from model.inference import inference_copy
 from model.loss import CrossEntropyLoss, DiverseExpertLoss
 from tade import Aggregator, Calibration, class_prior
@@ -21,15 +21,15 @@ from trainer.calibration import CalibrationRecord, fit_record, stored_calibratio
 from trainer.continuity import other_parts
 from trainer.devices import choose_device, parallel
 from trainer.logits import check_finite, expert_logits, mean_logits, selected
-from trainer.registry import log_without_effect, make_config
+from trainer.registry import changed_config, log_without_effect, make_config
 from trainer.results import CheckpointRecord
 from utils import distributed
-from utils.bad_images import BadImage, bad_images_sentence
+from utils.bad_images import BadImage, bad_images_sentence, none_decoded
 from utils.checkpoint import load_checkpoint, load_weights, sha256
 from utils.errors import UserError
 from utils.logger import get_logger
-from utils.parse_config import ConfigParser, merge
-from utils.reference_config import config_of
+from utils.parse_config import ConfigParser
+from utils.reference_config import arguments_of, config_of
 from utils.seed import CALIBRATION, epoch_generator, seed_everything
 
 #: Sections of a training config that count after training.
@@ -125,10 +125,7 @@ class LoadedRun:
         for own in distributed.objects_of_all(self.loader.test_batches().bad):
             found |= own
         if len(found) == total:
-            first = found[min(found)]
-            error = UserError(
-                f"None of the {total} images of {first.source} can be decoded ({first.name} {first.reason}): mend them."
-            )
+            error = none_decoded([found[index] for index in sorted(found)])
             error.shared = True
             raise error
         if found and distributed.is_main():
@@ -146,6 +143,7 @@ class LoadedRun:
             return self
         good = np.setdiff1d(np.arange(len(self.test_logits)), list(self.bad_images))
         other = replace(self, loader=self.loader.with_chosen_test_images(good))
+        other.loader.files_left_out = [*self.loader.files_left_out, *self.bad_images.values()]
         other.test_logits = selected(self.test_logits, good)
         return other
 
@@ -173,13 +171,31 @@ class LoadedRun:
     def calibration_record(self) -> CalibrationRecord | None:
         """`calibration` with its source."""
         record = stored_calibration(self.checkpoint, self.averaged_views)
-        if record is None and self.loader.has_held_out_validation:
-            try:
-                record = self.calibrate()
-            except UserError as error:
-                get_logger().warning(f"{error} Going on without a calibration.")
-        get_logger().info(record.sentence() if record else "Not calibrated: there are no held-out labeled images.")
+        reason = "there are no held-out labeled images"
+        if record is None:
+            run = self
+            if not self.loader.has_data:
+                try:
+                    run = self.with_data()
+                except UserError:
+                    reason = "the data of training are not here, nor a calibration beside the checkpoint"
+            if run.loader.has_held_out_validation:
+                try:
+                    record = run.calibrate()
+                except UserError as error:
+                    get_logger().warning(f"{error} Going on without a calibration.")
+        get_logger().info(record.sentence() if record else f"Not calibrated: {reason}.")
         return record
+
+    def with_data(self) -> "LoadedRun":
+        """The same with its data, where it was opened without them.
+
+        Raises:
+            UserError: they are not here, or are others by their class counts.
+        """
+        loader = build_loader(self.config, self.device)
+        check_counts(loader, self.cls_num_list, self.checkpoint.path)
+        return replace(self, loader=loader)
 
     def calibrate(self, images: Path | str | None = None) -> CalibrationRecord:
         """Fit a calibration on labeled images that were not trained on, with the run's averaged views.
@@ -252,7 +268,12 @@ class LoadedRun:
         )
 
 
-def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str, object] | None = None) -> LoadedRun:
+def load_run(
+    path: Path | str,
+    device: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+    data: bool = True,
+) -> LoadedRun:
     """Open a checkpoint of this project or of the reference.
 
     Args:
@@ -260,6 +281,9 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
         device: "cpu", "cuda", "cuda:1", GPU numbers such as "0,1"; None for CUDA if present.
         overrides: what to change in its config: sections ("data_loader": {...}) or single values by path
             ("data_loader;args;data_dir": "photos").
+        data: False for predictions alone: class counts and names are the checkpoint's, and no list or image of the data
+            is read. One that carries no class counts, and a loader of your own that takes no `trained_on`, want their
+            data all the same.
 
     Raises:
         UserError: the file is missing or damaged, carries no config that is understood and none is given, does not fit
@@ -271,15 +295,9 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
     log_without_effect(config)
     seed_everything(config.get("seed", 1))
     chosen_device, gpus = choose_device(device, config.get("n_gpu", 1))
-    loader = build_loader(config, chosen_device)
-    trained_on = checkpoint.get("cls_num_list")
-    if trained_on and list(trained_on) != list(loader.cls_num_list):
-        raise UserError(
-            f"{path} was trained on {sum(trained_on)} images in {len(trained_on)} classes, and "
-            f"the config's data has {sum(loader.cls_num_list)} in {loader.num_classes}: use the test "
-            "config of the same data set, imbalance ratio and val_fraction."
-        )
-    if parts := other_parts(checkpoint, loader.fingerprint(read_images=False)):
+    loader = build_loader(config, chosen_device, None if data else trained_on(checkpoint, config, path))
+    check_counts(loader, checkpoint.get("cls_num_list"), path)
+    if loader.has_data and (parts := other_parts(checkpoint, loader.fingerprint(read_images=False))):
         get_logger().warning(
             f"{path} was trained on other images than the config names, as many of each class: their "
             f"{' and '.join(parts)} differ. Figures are right if the classes are numbered as before."
@@ -304,6 +322,40 @@ def load_run(path: Path | str, device: str | None = None, overrides: Mapping[str
     )
 
 
+def check_counts(loader: BaseDataLoader, counts: Sequence[int] | None, path: Path | str) -> None:
+    """Raise UserError where a checkpoint's class counts, if it has any, are not those of the data."""
+    if counts and list(counts) != list(loader.cls_num_list):
+        raise UserError(
+            f"{path} was trained on {sum(counts)} images in {len(counts)} classes, and "
+            f"the config's data has {sum(loader.cls_num_list)} in {loader.num_classes}: use the test "
+            "config of the same data set, imbalance ratio and val_fraction."
+        )
+
+
+def trained_on(checkpoint: Mapping, config: ConfigParser, path: Path) -> TrainedOn | None:
+    """What a checkpoint says of its data; None where it has no class counts.
+
+    Class names are its own. Where it has none, or an override names another file of them, they are left to the loader;
+    a file that is not there any more is taken out of the config, and classes are called by number.
+
+    Raises:
+        UserError: its entries do not fit each other.
+    """
+    counts, class_map, names = (checkpoint.get(key) for key in ("cls_num_list", "class_map", "class_names"))
+    if not counts:
+        return None
+    if (class_map and sorted(class_map) != list(range(len(counts)))) or (names and len(names) != len(counts)):
+        raise UserError(f"{path} has class names or a class map that do not fit its {len(counts)} classes.")
+    arguments = config["data_loader"].get("args", {})
+    wanted = arguments.get("class_names")
+    if wanted != arguments_of(config_of(checkpoint), "data_loader").get("class_names"):
+        names = None
+    elif names is None and wanted is not None and not Path(wanted).is_file():
+        get_logger().warning(f"There is no {wanted} with the names of the classes: they are called by number.")
+        del arguments["class_names"]
+    return TrainedOn(counts, class_map, names)
+
+
 def evaluation_config(checkpoint: Mapping, overrides: Mapping[str, object], source: Path) -> ConfigParser:
     """The checked config of a checkpoint's evaluation: its own sections that count after training, with overrides.
 
@@ -315,7 +367,7 @@ def evaluation_config(checkpoint: Mapping, overrides: Mapping[str, object], sour
         kept = {key: section for key, section in kept.items() if _is_understood(key, section)}
     if not kept and not overrides:
         raise UserError(f"{source} carries no config: give the one it was trained with, -c CONFIG.")
-    return make_config(merge(kept, overrides))
+    return changed_config(kept, overrides)
 
 
 def _is_understood(key: str, section: object) -> bool:

@@ -16,7 +16,7 @@ import trainer.trainer
 from base.base_trainer import TrainerOptions
 from utils.errors import unknown
 from utils.logger import get_logger
-from utils.parse_config import ConfigParser
+from utils.parse_config import ConfigParser, merge
 from utils.reference_config import from_reference
 
 
@@ -45,6 +45,7 @@ COMPONENTS = {
 
 #: Arguments that the code supplies, so that configs need not.
 SUPPLIED = {
+    "data_loader": {"trained_on"},
     "loss": {"cls_num_list"},
     "optimizer": {"params"},
     "lr_scheduler": {"optimizer"},
@@ -65,6 +66,32 @@ def make_config(config: Mapping) -> ConfigParser:
     if kind not in TRAINERS:
         raise unknown('type in config section "trainer"', kind, TRAINERS)
     return checked
+
+
+def changed_config(config: Mapping, changes: Mapping) -> ConfigParser:
+    """A checked config after changes.
+
+    Where a value by path names another "type", arguments that only the one before took are left out, and named.
+
+    Args:
+        config: sections.
+        changes: see utils.parse_config.merge.
+    """
+    merged, left_out = merge(config, changes), []
+    for section, components in COMPONENTS.items():
+        content = merged.get(section)
+        if f"{section};type" not in changes or not isinstance(components, Mapping) or not isinstance(content, Mapping):
+            continue
+        kind = components.get(str(content["type"]))
+        accepted = inspect.signature(kind).parameters if kind else content.get("args", {})
+        for name in content.get("args", {}).keys() - accepted:
+            path = f"{section};args;{name}"
+            if path not in changes:
+                del content["args"][name]
+                left_out.append(path)
+    if left_out:
+        get_logger().info(f"Left out, since the other type does not take them: {', '.join(left_out)}.")
+    return make_config(merged)
 
 
 def log_without_effect(config: ConfigParser) -> None:

@@ -5,13 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
+from trainer.evaluation_page import evaluation_page
+from trainer.outcomes import Outcomes, Thumbnails
 from utils import distributed
 from utils.bad_images import BadImage
 from utils.logger import TensorBoardLog, get_logger
-from utils.report import console_table, figures, write_reports
+from utils.report import console_table, figures, markdown_table, short_table, write_reports
 
 Value = float | None | list[float | None]
 
@@ -44,11 +48,13 @@ class DistributionResult:
 
     Args:
         images: number of images.
-        metrics: name -> value: "top1", "many", "medium", "few", and what else the config lists.
+        metrics: name -> value: "top1", "many", "medium", "few", those of DETAILS, and what else the config lists.
         experts_top1: of each expert alone, [E].
         weights: the experts' weights, [E]; None where the method has none.
         equal_weights_top1: of the experts weighted equally, where adaptation is compared with that.
         learning: what the aggregator reports of how it learned.
+        difference_to_equal_weights: {"points", "interval"} of `paired_difference`, where adaptation is compared.
+        outcomes, equal_outcomes: image by image, of the same two; not part of JSON.
     """
 
     images: int
@@ -57,9 +63,14 @@ class DistributionResult:
     weights: list[float] | None = None
     equal_weights_top1: float | None = None
     learning: dict[str, Any] | None = None
+    difference_to_equal_weights: dict[str, Any] | None = None
+    outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
+    equal_outcomes: Outcomes | None = field(default=None, repr=False, compare=False)
 
+    #: Keys in JSON that are there where they have something to say.
+    OPTIONAL = ("weights", "equal_weights_top1", "difference_to_equal_weights", "learning")
     #: Keys in JSON beside those of the metrics.
-    OWN = ("images", "experts_top1", "weights", "equal_weights_top1", "learning")
+    OWN = ("images", "experts_top1", *OPTIONAL)
 
     @property
     def top1(self) -> float | None:
@@ -68,7 +79,7 @@ class DistributionResult:
 
     def to_json(self) -> dict[str, Any]:
         content = {"images": self.images, **self.metrics, "experts_top1": self.experts_top1}
-        optional = {key: getattr(self, key) for key in ("weights", "equal_weights_top1", "learning")}
+        optional = {key: getattr(self, key) for key in self.OPTIONAL}
         return content | {key: value for key, value in optional.items() if value is not None}
 
     @classmethod
@@ -77,11 +88,20 @@ class DistributionResult:
         return cls(**own, metrics={key: value for key, value in content.items() if key not in cls.OWN})
 
     def row(self) -> dict[str, float | None]:
-        """One line of the table: numbers by column; lists such as accuracy by class are left out."""
+        """One line of the full table: numbers by column; lists such as accuracy by class are left out."""
         row: dict[str, float | None] = {"images": self.images, "top1": self.top1}
         if self.equal_weights_top1 is not None:
             row["equal weights"] = self.equal_weights_top1
         row |= {key: value for key, value in self.metrics.items() if not isinstance(value, list)}
+        intervals = {
+            "top1": self.metrics.get("top1_interval"),
+            "difference": (self.difference_to_equal_weights or {}).get("interval"),
+        }
+        if self.difference_to_equal_weights:
+            row["difference"] = self.difference_to_equal_weights["points"]
+        for name, interval in intervals.items():
+            if isinstance(interval, list):
+                row |= {f"{name} low": interval[0], f"{name} high": interval[1]}
         row |= {f"expert {e + 1}": value for e, value in enumerate(self.experts_top1)}
         return row | {f"w{e + 1}": value for e, value in enumerate(self.weights or [])}
 
@@ -100,6 +120,8 @@ class Results:
         distributions: by name, in the order of the tables.
         remark: what sets these figures apart from others of the kind, for titles; None where nothing does.
         calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
+        classes: {"names": [C], "training_images": [C]}; None in files of before.
+        thumbnails: shows test images; not part of JSON.
     """
 
     checkpoint: CheckpointRecord
@@ -111,14 +133,17 @@ class Results:
     distributions: dict[str, DistributionResult] = field(default_factory=dict)
     remark: str | None = None
     calibration: dict[str, Any] | None = None
+    classes: dict[str, list] | None = None
+    thumbnails: Thumbnails | None = field(default=None, repr=False, compare=False)
 
     #: Keys that are left out of JSON where they are None.
-    OPTIONAL = ("remark", "calibration")
+    OPTIONAL = ("remark", "calibration", "classes")
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers, as they stand in results.json."""
+        kept = {key: value for key, value in vars(self).items() if key != "thumbnails"}
         return {
-            **{key: value for key, value in vars(self).items() if value is not None or key not in self.OPTIONAL},
+            **{key: value for key, value in kept.items() if value is not None or key not in self.OPTIONAL},
             "checkpoint": self.checkpoint.to_json(),
             "distributions": {name: result.to_json() for name, result in self.distributions.items()},
         }
@@ -132,7 +157,11 @@ class Results:
         return cls(**{**content, "checkpoint": checkpoint, "distributions": distributions})
 
     def table(self) -> pd.DataFrame:
-        """One row a distribution, one column a number."""
+        """One row a distribution, one column a number: those that the console shows."""
+        return short_table(self.full_table(), self.config)
+
+    def full_table(self) -> pd.DataFrame:
+        """One row a distribution, one column a number: all of results.csv."""
         table = pd.DataFrame.from_dict({name: r.row() for name, r in self.distributions.items()}, orient="index")
         table.index.name = "distribution"
         return table
@@ -146,9 +175,11 @@ class Predictions:
         names: of the images: paths, or numbers where they have none, [N].
         log_probabilities: log p(y|x), [N, C].
         class_names: [C].
-        learning: what the aggregator reports, with its "weights" where it has some; empty for equal weights.
-        checkpoint: what predicted.
+        learning: what the aggregator reports.
+        checkpoint: that predicted.
         calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
+        equal_weights: class and probability by the experts weighted equally, [N] each; None where that was not asked.
+        cls_num_list: training images per class, [C].
         bad_images: that were left out because they cannot be decoded; names and predictions are of the others.
     """
 
@@ -158,13 +189,91 @@ class Predictions:
     learning: dict[str, Any]
     checkpoint: CheckpointRecord
     calibration: dict[str, Any] | None = None
+    equal_weights: tuple[Tensor, Tensor] | None = None
+    cls_num_list: list[int] | None = None
     bad_images: Sequence[BadImage] = ()
 
-    def table(self) -> pd.DataFrame:
-        """One row an image: path, class, probability."""
-        probability, label = self.log_probabilities.exp().max(dim=1)
-        classes = [self.class_names[c] for c in label.tolist()]
-        return pd.DataFrame({"path": self.names, "class": classes, "probability": probability.numpy()})
+    def table(self, top_k: int = 5) -> pd.DataFrame:
+        """One row an image: path, class, probability, margin (over the second class), the class and the probability by
+        equal weights, then the next likely classes with theirs: class_2, probability_2, ... up to `top_k`."""
+        shown = min(top_k, len(self.class_names))
+        probabilities, labels = self.log_probabilities.exp().topk(max(2, shown), dim=1)
+        names = np.array(self.class_names, dtype=object)
+        first = probabilities[:, 0]
+        columns: dict[str, Any] = {
+            "path": _texts(self.names),
+            "class": _texts(names[labels[:, 0]]),
+            "probability": first.numpy(),
+            "margin": (first - probabilities[:, 1]).numpy(),
+        }
+        if self.equal_weights:
+            columns["equal_weights_class"] = _texts(names[self.equal_weights[0]])
+            columns["equal_weights_probability"] = self.equal_weights[1].numpy()
+        for k in range(1, shown):
+            columns[f"class_{k + 1}"] = _texts(names[labels[:, k]])
+            columns[f"probability_{k + 1}"] = probabilities[:, k].numpy()
+        return pd.DataFrame(columns)
+
+    def counts(self) -> "ClassCounts":
+        """Images of each class, expected and predicted."""
+        classes = len(self.class_names)
+        equal = self.equal_weights[0] if self.equal_weights else torch.zeros(0, dtype=torch.int64)
+        return ClassCounts(
+            self.log_probabilities.double().exp().sum(dim=0),
+            torch.bincount(self.log_probabilities.argmax(dim=1), minlength=classes),
+            torch.bincount(equal, minlength=classes),
+        )
+
+    def class_mix(self, counts: "ClassCounts | None" = None) -> pd.DataFrame:
+        """One row a class: its training images, estimated share, expected, predicted and equally weighted count.
+
+        Args:
+            counts: of these and earlier batches, for a stream.
+        """
+        counts = counts or self.counts()
+        share = self.learning.get("prior") or (counts.expected / counts.expected.sum()).tolist()
+        columns: dict[str, Any] = {"class": _texts(self.class_names)}
+        if self.cls_num_list:
+            columns["training_images"] = self.cls_num_list
+        columns |= {
+            "estimated_share": share,
+            "expected_count": counts.expected.tolist(),
+            "predicted_count": counts.predicted.tolist(),
+        }
+        if self.equal_weights:
+            columns["equal_weights_count"] = counts.equal_weights.tolist()
+        return pd.DataFrame(columns)
+
+
+def _texts(values: Sequence[str] | np.ndarray) -> pd.Series:
+    """A column of Python's strings: pandas's own have no place for names that are no UTF-8."""
+    return pd.Series(list(values), dtype=object)
+
+
+@dataclass
+class ClassCounts:
+    """Images of each class among predicted ones.
+
+    Args:
+        expected: sum of the probabilities, [C] float64.
+        predicted: by the largest probability, [C].
+        equal_weights: by the experts weighted equally, [C].
+    """
+
+    expected: Tensor
+    predicted: Tensor
+    equal_weights: Tensor
+
+    @classmethod
+    def none(cls, classes: int) -> "ClassCounts":
+        """Of no image."""
+        whole = torch.zeros(classes, dtype=torch.int64)
+        return cls(torch.zeros(classes, dtype=torch.float64), whole, whole.clone())
+
+    def __add__(self, other: "ClassCounts") -> "ClassCounts":
+        return ClassCounts(
+            self.expected + other.expected, self.predicted + other.predicted, self.equal_weights + other.equal_weights
+        )
 
 
 def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
@@ -176,15 +285,22 @@ def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
         The content of results.json.
     """
     content, table = {"job": job, **results.to_json()}, results.table()
-    files = distributed.by_first_process(lambda: write_reports(folder, content, table))
+
+    def write() -> list[Path]:
+        outcomes = {name: (r.outcomes, r.equal_outcomes) for name, r in results.distributions.items() if r.outcomes}
+        page = evaluation_page(content, outcomes, results.thumbnails)
+        return write_reports(folder, content, results.full_table(), {"report.html": page})
+
+    files = distributed.by_first_process(write)
     checkpoint = results.checkpoint
     get_logger().info(
         f"\n{results.protocol}\n{checkpoint.path}, epoch {checkpoint.epoch} ({checkpoint.selected_by})\n\n"
         f"{console_table(table)}\n\nWritten: {', '.join(str(file) for file in files)}"
     )
     board = TensorBoardLog(folder)
-    for number, (name, result) in enumerate(results.distributions.items()):
-        board.scalars({f"{job}/top1": result.top1}, number)
+    board.text(job, f"{results.protocol}\n\n{markdown_table(table)}")
+    for name, result in results.distributions.items():
+        board.scalars({f"top1 {job}/{name}": result.top1}, checkpoint.epoch or 0)
         for step, weights in enumerate((result.learning or {}).get("weights_after_pass", [])):
             board.scalars({f"{job}_weights_{name}/expert{e + 1}": w for e, w in enumerate(weights)}, step)
     for name, figure in figures(table, results.remark).items():

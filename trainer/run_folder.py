@@ -12,7 +12,7 @@ from utils.checkpoint import load_checkpoint, whole_epochs, write_atomically
 from utils.errors import UserError
 from utils.lock import NAME as LOCK
 from utils.lock import locked
-from utils.logger import get_logger
+from utils.logger import file_log, get_logger
 from utils.parse_config import ConfigParser
 from utils.report import make_folder
 
@@ -101,7 +101,8 @@ def _check_unused(run_dir: Path) -> None:
 
 @contextmanager
 def results_folder(checkpoint: Path, job: str, output: Path | None = None) -> Iterator[Path]:
-    """Folder of a job's results: `output`, or results/CHECKPOINT/JOB beside the checkpoint. Created and locked.
+    """Folder of a job's results: `output`, or results/CHECKPOINT/JOB beside the checkpoint. Created and
+    locked; messages go to its log.txt as well.
 
     Entered once config and checkpoint are known to be right, and before anything is computed that could be lost. All
     processes enter it, and the first one writes there.
@@ -118,6 +119,7 @@ def results_folder(checkpoint: Path, job: str, output: Path | None = None) -> It
             if other not in (None, job):
                 raise UserError(f"{folder} holds results of {other}: give another --output for those of {job}.")
             stack.enter_context(locked(folder, "choose another --output"))
+            stack.enter_context(file_log(get_logger(), folder / "log.txt"))
 
         distributed.by_first_process(open_folder)
         yield folder

@@ -1,12 +1,16 @@
 """Learning-rate schedules that a config may name in `lr_scheduler.type`."""
 
+from collections.abc import Mapping
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, StepLR
 
 __all__ = ["CustomLR", "CosineAnnealingLR", "MultiStepLR", "StepLR"]
 
+WARMUP = 5  # epochs, the published schedule's
 
-def custom_lr_factor(epoch: int, step1: int, step2: int, warmup_epoch: int = 5, gamma: float = 0.1) -> float:
+
+def custom_lr_factor(epoch: int, step1: int, step2: int, warmup_epoch: int = WARMUP, gamma: float = 0.1) -> float:
     """Factor on the base learning rate in epoch `epoch`, counted from 0: linear warm-up, then two steps down.
 
     Args:
@@ -21,5 +25,51 @@ def custom_lr_factor(epoch: int, step1: int, step2: int, warmup_epoch: int = 5, 
 class CustomLR(LambdaLR):
     """`custom_lr_factor` as a torch scheduler, stepped once an epoch."""
 
-    def __init__(self, optimizer: Optimizer, step1: int, step2: int, warmup_epoch: int = 5, gamma: float = 0.1):
+    def __init__(self, optimizer: Optimizer, step1: int, step2: int, warmup_epoch: int = WARMUP, gamma: float = 0.1):
         super().__init__(optimizer, lambda epoch: custom_lr_factor(epoch, step1, step2, warmup_epoch, gamma))
+
+
+def moved_schedule(config: Mapping, epochs: int, kept: Mapping = {}) -> dict[str, object]:
+    """What changes in a training config when its schedule takes another number of epochs: {path: value}.
+
+    Steps and re-weighting move in proportion; warm-up ends before half of the first step. Each is at least 1.
+
+    Args:
+        config: sections, with the epochs that its schedule was made for in "trainer".
+        epochs: in all, from now on.
+        kept: values by path that stay what they are.
+    """
+    whole = config["trainer"]["epochs"]
+
+    def scaled(epoch: int) -> int:
+        return max(1, round(epoch * epochs / whole))
+
+    changes: dict[str, object] = {"trainer;epochs": epochs}
+    arguments = config["lr_scheduler"].get("args", {}) if epochs != whole else {}
+    for key in ("step1", "step2", "T_max", "step_size"):
+        if key in arguments:
+            changes[f"lr_scheduler;args;{key}"] = scaled(arguments[key])
+    if "milestones" in arguments:
+        changes["lr_scheduler;args;milestones"] = [scaled(epoch) for epoch in arguments["milestones"]]
+    if "step1" in arguments:
+        step1 = kept.get("lr_scheduler;args;step1", changes["lr_scheduler;args;step1"])
+        warmup = arguments.get("warmup_epoch", WARMUP)
+        changes["lr_scheduler;args;warmup_epoch"] = min(warmup, step1 // 2)
+    if epochs != whole and config["loss"].get("args", {}).get("reweight_epoch", -1) > 0:
+        changes["loss;args;reweight_epoch"] = scaled(config["loss"]["args"]["reweight_epoch"])
+    return {path: value for path, value in changes.items() if path not in kept}
+
+
+def odd_schedule(config: Mapping) -> str | None:
+    """What is odd about a learning-rate schedule and its epochs, as a sentence; None where nothing is."""
+    epochs, section = config["trainer"]["epochs"], config["lr_scheduler"]
+    arguments = section.get("args", {})
+    if section["type"] == "CosineAnnealingLR" and arguments["T_max"] != epochs:
+        after = "rises again after that" if arguments["T_max"] < epochs else "is still high at the end"
+        return (
+            f"lr_scheduler;args;T_max is {arguments['T_max']} and trainer;epochs {epochs}: the learning rate {after}."
+        )
+    steps = arguments.get("milestones", [arguments[key] for key in ("step1", "step2") if key in arguments])
+    if late := [step for step in steps if step >= epochs]:
+        return f"The learning rate never falls in epoch {late[0]}, since trainer;epochs is {epochs}."
+    return None

@@ -43,6 +43,14 @@ class MixedPrecision(nn.Module):
         return {name: tensor.float() for name, tensor in output.items()}
 
 
+def thumbnails(images: Tensor) -> Tensor:
+    """Small pictures of the first images of a batch: [B, 3, H, W] -> [16 at most, 3, 64 at most, .] in 0..1."""
+    shown = images[:16].float()
+    if shown.shape[-1] > 64:
+        shown = nn.functional.interpolate(shown, scale_factor=64 / shown.shape[-1], mode="area")
+    return (shown - shown.amin()) / (shown.amax() - shown.amin())
+
+
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     return bool(torch.stack([tensor.detach().isfinite().all() for tensor in tensors]).all())
 
@@ -213,8 +221,7 @@ class Trainer(BaseTrainer):
             if min(shard_sizes) < 2:
                 continue  # files that cannot be decoded were left out, and batch norm cannot train on one image
             if done.step == 1 and epoch == self.start_epoch:
-                shown = images[:32].float()
-                self.tensorboard.images("input/images", (shown - shown.amin()) / (shown.amax() - shown.amin()), epoch)
+                self.tensorboard.images("input/images", thumbnails(images), epoch)
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             target = target.to(self.device, non_blocking=True)
             weight = len(target) * len(shard_sizes) / sum(shard_sizes)

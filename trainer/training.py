@@ -1,9 +1,11 @@
 """A training run from its config to its last checkpoint."""
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from base.base_data_loader import BaseDataLoader
 from base.base_trainer import TrainerOptions
 from model.freeze import freeze
 from model.sync_batchnorm import synchronize_batch_norm
@@ -19,8 +21,9 @@ from trainer.build import (
 from trainer.continuity import check_continuity
 from trainer.devices import choose_device, device_name
 from trainer.precision import choose_precision
-from trainer.registry import TRAINERS, log_without_effect, make_config
+from trainer.registry import TRAINERS, changed_config, log_without_effect, make_config
 from trainer.run_folder import choose_run_dir, run_folder
+from trainer.schedule import moved_schedule, odd_schedule
 from utils import distributed
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -48,10 +51,41 @@ def training_config(config: Mapping, checkpoint: Mapping | None = None, source: 
         before = {key: before[key] for key in ("arch",) if key in before}
     if not before and not config:
         raise UserError(f"{source} carries no config: give the one it was trained with, -c CONFIG.")
-    checked = make_config(merge(before, config))
+    checked = changed_config(before, config)
     for section in SECTIONS:
         checked[section]  # names the first that is missing
-    return checked
+    return checked if checkpoint else with_moved_schedule(checked, config)
+
+
+def with_moved_schedule(checked: ConfigParser, asked: Mapping) -> ConfigParser:
+    """The config of a new run, its schedule moved where other epochs are asked for than those that it was made for.
+
+    Args:
+        checked: the config asked for.
+        asked: what it was made of: sections, with the epochs of the schedule, and single values by path.
+    """
+    section = asked.get("trainer")
+    whole = section.get("epochs") if isinstance(section, Mapping) else None
+    if "trainer;epochs" not in asked or whole is None:
+        return checked
+    made_for = merge(checked.config, {"trainer;epochs": whole})
+    moved = moved_schedule(made_for, checked["trainer"]["epochs"], kept=asked)
+    if not moved:
+        return checked
+    shown = ", ".join(f"{path} {json.dumps(value)}" for path, value in moved.items())
+    get_logger().info(f"The schedule moves with the epochs, which were {whole}: {shown}.")
+    return make_config(merge(checked.config, moved))
+
+
+def warn_if_nothing_learned(accuracy: float | None, loader: BaseDataLoader) -> None:
+    """Say so where training accuracy (percent) is not above that of always naming one class."""
+    counts = [1] * loader.num_classes if loader.balanced else loader.cls_num_list
+    best_guess = 100 * max(counts) / sum(counts)
+    if accuracy is not None and accuracy <= best_guess:
+        get_logger().warning(
+            f"The network has learned nothing: in the last epoch it was right on {accuracy:.1f} % of the training "
+            f"images, and always naming one class is on {best_guess:.1f} %. Lower the learning rate, or train longer."
+        )
 
 
 def precision_so_far(checkpoint: Mapping | None) -> str | None:
@@ -112,6 +146,8 @@ def train(
     frozen = freeze(network, checked.get("freeze", []))
     optimizer = checked.build("optimizer", parameter_groups(checked, network))
     check_schedule(checked)
+    if odd := odd_schedule(checked.config):
+        logger.warning(odd)
     scheduler = checked.build("lr_scheduler", optimizer)
     if checked.get("weights") and not checkpoint:
         load_start_weights(checked, network)
@@ -131,6 +167,7 @@ def train(
             "config": checked.config,
             "cls_num_list": loader.cls_num_list,
             "class_map": loader.class_map,
+            "class_names": loader.class_names if loader.is_named else None,
             "fingerprint": fingerprint,
             "seed": seed,
             "device": device_name(chosen_device),
@@ -148,5 +185,6 @@ def train(
         )
         results = trainer.train()
     if distributed.is_main():
+        warn_if_nothing_learned(results["accuracy"], loader)
         logger.info(f"Done. Last epoch: {results['last']}" + (f", best: {results['best']}" if results["best"] else ""))
     return results

@@ -60,6 +60,14 @@ def bad_images_sentence(
     return f"{len(bad)} of {total} images {verdict}: {named}{more}.{where}"
 
 
+def none_decoded(bad: Sequence[BadImage]) -> UserError:
+    """The error where no image of a list, with at least one, can be used."""
+    return UserError(
+        f"None of the {len(bad)} images of {bad[0].source} can be decoded ({bad[0].name} {bad[0].reason}): mend "
+        "them, or give others."
+    )
+
+
 def write_list(path: Path, bad: Collection[BadImage]) -> Path | None:
     """Write what was left out as CSV: path, reason, list; without any, an older file is removed.
 

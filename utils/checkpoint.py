@@ -279,6 +279,7 @@ ENTRIES: dict[str, Callable[[object], bool]] = {
     "epoch": _whole(),
     "cls_num_list": _list_of(_whole()),
     "class_map": _list_of(_whole()),
+    "class_names": _list_of(_text),
     "fingerprint": lambda value: isinstance(value, dict) and _json(value),
     "seed": _whole(),
     "selected_by": _text,

@@ -91,7 +91,7 @@ def convert(source: Path, target: Path, to: str | None = None, config_path: Path
     if to == "tade":
         kept = {
             key: content[key]
-            for key in ("cls_num_list", "class_map", "fingerprint", "seed", "selected_by", "seconds")
+            for key in ("cls_num_list", "class_map", "class_names", "fingerprint", "seed", "selected_by", "seconds")
             if key in content
         }
         save_checkpoint(

@@ -4,6 +4,8 @@ import contextlib
 import logging
 import sys
 import threading
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,13 +19,15 @@ LEVELS = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 def get_logger(verbosity: int | None = None) -> logging.Logger:
     """The project's console logger. Processes other than the first only report warnings.
 
+    Messages of level DEBUG are for log files; the console never shows them.
+
     Args:
-        verbosity: 0 warnings, 1 information, 2 everything; None leaves it as it is (everything, at first).
+        verbosity: 0 warnings, 1 information, 2 details in log files as well; None leaves it as it is (2, at first).
     """
     logger = logging.getLogger("tade")
     if not logger.handlers:
         verbosity = 2 if verbosity is None else verbosity
-        handler = _TqdmHandler()
+        handler = _TqdmHandler(logging.INFO)
         handler.setFormatter(_Printable("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
@@ -82,16 +86,53 @@ class _FileHandler(logging.FileHandler):
             super().close()
 
 
+SECONDS_A_LINE = 60.0
+FIGURE_DPI = 60  # in TensorBoard
+
+
+class ProgressLines:
+    """Says every minute how far a loop is: a progress bar for where the output is a file or a pipe."""
+
+    def __init__(self, iterable: Iterable, description: str, total: int | None, initial: int):
+        self.iterable, self.description, self.initial = iterable, description, initial
+        self.of_total = f" of {total}" if total else ""
+        self.shown = ""
+
+    def __iter__(self) -> Iterator:
+        start = said = time.perf_counter()
+        for number, item in enumerate(self.iterable, self.initial):
+            if (now := time.perf_counter()) - said >= SECONDS_A_LINE:
+                said = now
+                spent = duration(now - start)
+                get_logger().info(f"{self.description}: {number}{self.of_total} after {spent}{self.shown}")
+            yield item
+
+    def set_postfix(self, **values: str) -> None:
+        self.shown = "".join(f"  {name} {value}" for name, value in values.items())
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> duration(59.6), duration(3725)
+    ('1:00', '1:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def progress(iterable, description: str, total: int | None = None, unit: str = "batch", initial: int = 0):
-    """tqdm bar on a terminal; nothing where the output is a file or a pipe."""
-    quiet = not sys.stderr.isatty() or not distributed.is_main()
+    """tqdm bar on a terminal, a line a minute where the output is a file or a pipe; the first process's alone."""
+    if distributed.is_main() and not sys.stderr.isatty():
+        return ProgressLines(iterable, description, total, initial)
     return tqdm(
         iterable,
         desc=description,
         total=total,
         unit=unit,
         initial=initial,
-        disable=quiet,
+        disable=not distributed.is_main(),
         leave=False,
         dynamic_ncols=True,
     )
@@ -127,7 +168,13 @@ class TensorBoardLog:
         """Log images, [B, 3, H, W] in 0..1."""
         self._write("add_images", tag, images, step)
 
+    def text(self, tag: str, text: str) -> None:
+        """Log text in Markdown."""
+        self._write("add_text", tag, text)
+
     def figure(self, tag: str, figure, step: int = 0) -> None:
+        """Log a Matplotlib figure, in a size for looking it over."""
+        figure.set_dpi(FIGURE_DPI)
         self._write("add_figure", tag, figure, step)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from difflib import get_close_matches
 from pathlib import Path
 
 from utils.errors import UserError, unknown
@@ -206,8 +207,9 @@ def read_json(path: str | Path) -> dict:
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        near = sorted(str(p) for p in path.parent.glob("*.json"))
-        hint = f" There are: {', '.join(near)}." if near else ""
+        there = sorted(str(p) for p in path.parent.glob("*.json"))
+        near = get_close_matches(str(path)[:200], there, n=3, cutoff=0)
+        hint = f" Nearest of the {len(there)} in {path.parent}: {', '.join(near)}." if near else ""
         raise UserError(f"There is no config file {path}: give the path of a JSON config with -c.{hint}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The config file {path} cannot be read: {error}.") from error

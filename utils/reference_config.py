@@ -46,12 +46,12 @@ def from_reference(config: Mapping) -> tuple[dict, list[str]]:
     trainer = config.get("trainer")
     if isinstance(trainer, dict) and trainer.pop("add_extra_info", None) is not None:
         without_effect.append("trainer;add_extra_info")
-    if "returns_feat" in _arguments(config, "arch"):
+    if "returns_feat" in arguments_of(config, "arch"):
         without_effect.append("arch;args;returns_feat")
     loader = config.get("data_loader")
-    if "num_workers" in _arguments(config, "data_loader") and "CIFAR" in str(loader.get("type")):
+    if "num_workers" in arguments_of(config, "data_loader") and "CIFAR" in str(loader.get("type")):
         without_effect.append("data_loader;args;num_workers")
-    arguments = _arguments(config, "optimizer")
+    arguments = arguments_of(config, "optimizer")
     if "share_lr" in arguments:
         config["optimizer"]["share_lr"] = arguments.pop("share_lr")
     if "epochs" in config:
@@ -68,7 +68,7 @@ def config_of(checkpoint: Mapping) -> dict:
     """
     config = dict(checkpoint.get("config") or {})
     if _follows_streams(config):
-        kept = {key: value for key, value in _arguments(config, "aggregator").items() if key == "entropy_coefficient"}
+        kept = {key: value for key, value in arguments_of(config, "aggregator").items() if key == "entropy_coefficient"}
         config["aggregator"] = {"type": "StabilityAggregator", "args": kept}
     return config
 
@@ -78,7 +78,8 @@ def _follows_streams(config: Mapping) -> bool:
     return isinstance(aggregator, Mapping) and aggregator.get("type") == FORMER_STREAMING
 
 
-def _arguments(config: Mapping, section: str) -> dict:
+def arguments_of(config: Mapping, section: str) -> dict:
+    """The arguments in a section of a config that nobody has checked, empty where there are none."""
     content = config.get(section)
     arguments = content.get("args") if isinstance(content, dict) else None
     return arguments if isinstance(arguments, dict) else {}

@@ -14,6 +14,17 @@ import pandas as pd
 from utils.checkpoint import write_together
 from utils.errors import UserError
 
+#: Columns that stand in results.csv and not on the console, unless a config names the metric.
+DETAILS = ("balanced_accuracy", "macro_f1", "expected_calibration_error", "difference") + tuple(
+    f"{name} {end}" for name in ("top1", "difference") for end in ("low", "high")
+)
+
+
+def short_table(table: pd.DataFrame, config: Mapping) -> pd.DataFrame:
+    """A table without the columns of DETAILS that the config's `metrics` do not name."""
+    hidden = set(DETAILS) - set(config.get("metrics") or [])
+    return table[[column for column in table if column not in hidden]]
+
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as text: accuracies with one decimal, weights with two, a dash for none."""
@@ -75,7 +86,7 @@ def markdown_report(content: Mapping, table: pd.DataFrame) -> bytes:
     )
     if remark := content.get("remark"):
         heading += f"**{remark[0].upper()}{remark[1:]}.**\n\n"
-    return (heading + markdown_table(table)).encode()
+    return (heading + markdown_table(short_table(table, content["config"]))).encode()
 
 
 def json_report(content: Mapping, table: pd.DataFrame) -> bytes:
@@ -102,22 +113,26 @@ REPORTS: dict[str, Callable[[Mapping, pd.DataFrame], bytes | None]] = {
 }
 
 
-def write_reports(folder: Path, content: Mapping, table: pd.DataFrame) -> list[Path]:
+def write_reports(
+    folder: Path, content: Mapping, table: pd.DataFrame, pages: Mapping[str, bytes] | None = None
+) -> list[Path]:
     """Write every report into a folder, in place of all that were there: plots, too, that there are no more.
 
     Args:
         folder: is created.
         content: of results.json.
         table: one row a distribution, one column a number.
+        pages: further files that are made of more than these two.
 
     Returns:
-        The files, in the order of REPORTS; plots only where there are several distributions.
+        The files: the further ones, then those of REPORTS in their order; plots only where there are several
+        distributions.
 
     Raises:
         UserError: a file could not be written.
     """
     make_folder(folder)
-    contents = {name: report(content, table) for name, report in REPORTS.items()}
+    contents = dict(pages or {}) | {name: report(content, table) for name, report in REPORTS.items()}
     write_together(folder, contents)
     return [folder / name for name, data in contents.items() if data is not None]
 

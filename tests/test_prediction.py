@@ -1,0 +1,475 @@
+"""Predicting images that nobody has labelled: a checkpoint and a folder are enough, at once or as a stream."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import script
+from PIL import Image
+
+import trainer
+from data_loader.image_lists import ImageList
+from tade import Aggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
+from trainer import predict_stream
+from trainer.command_line import Options, parse
+from trainer.jobs import RECOMMENDED
+from trainer.loaded_run import load_run
+from trainer.prediction import PredictionStream, predict
+from trainer.prediction_files import FORMATS, paths_in
+from trainer.registry import make_config
+from trainer.results import CheckpointRecord, Predictions
+from trainer.watch import Inbox, watch
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.errors import UserError
+
+NAMES = [f"digit {c}" for c in "abcdefghij"]
+SINGLE_VIEW = {**RECOMMENDED, "averaged_views": 0}
+
+
+@pytest.fixture(scope="module")
+def named(digits_run, tmp_path_factory) -> Path:
+    """A checkpoint with class names in it."""
+    path = tmp_path_factory.mktemp("named") / "last.pth"
+    save_checkpoint(path, {**load_checkpoint(digits_run["last"]), "class_names": NAMES})
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(digits_run, tmp_path_factory) -> Path:
+    """A folder of 60 digits as PNG, six of every class."""
+    folder = tmp_path_factory.mktemp("photos")
+    test_set = load_run(digits_run["last"], "cpu").loader.test_set
+    for c in range(10):
+        for k, index in enumerate((test_set.targets == c).nonzero().flatten()[:6].tolist()):
+            Image.fromarray(test_set.images[index].permute(1, 2, 0).numpy()).save(folder / f"{k}_{c}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(named):
+    return load_run(named, "cpu", SINGLE_VIEW, data=False)
+
+
+def run_predict(named, photos, out, **options) -> dict:
+    return script("predict_folder").main(Options(SINGLE_VIEW, named, "cpu", output=out, images=photos, **options))
+
+
+# --- no data ---
+
+
+def list_checkpoint(folder: Path, kind: str = "ListDataLoader", **entries) -> Path:
+    """A network for three classes whose lists are not there."""
+    lists = {"train_list": "absent.txt", "test_list": "absent.txt"}
+    config = {
+        "name": "listed",
+        "arch": {"type": "ResNet32Model", "args": {"num_classes": 3, "num_experts": 2}},
+        "loss": {"type": "DiverseExpertLoss", "args": {}},
+        "data_loader": {
+            "type": kind,
+            "args": {"data_dir": "absent", **lists, "batch_size": 4, "image_size": 16, "num_workers": 0},
+        },
+    }
+    torch.manual_seed(0)
+    network = make_config(config).build("arch")
+    content = {"model": network.state_dict(), "config": config, "epoch": 1, "cls_num_list": [6, 4, 2], **entries}
+    save_checkpoint(folder / "net.pth", content)
+    return folder / "net.pth"
+
+
+@pytest.mark.parametrize("kind", ["ListDataLoader", "ImageNetLTDataLoader", "Places_LT"])
+def test_lists_are_not_needed(photos, tmp_path, kind, capsys):
+    path = list_checkpoint(tmp_path, kind, class_names=["ant", "bee", "cat"], class_map=[2, 0, 1])
+    with pytest.raises(UserError, match="The image list absent.txt cannot be read"):
+        load_run(path)
+    written = script("predict_folder").main(Options({}, path, "cpu", output=tmp_path / "out", images=photos))
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert written["images"] == len(table) == 60 and set(table["class"]) <= {"ant", "bee", "cat"}
+    assert list(table)[-2:] == ["class_3", "probability_3"]  # three classes, so no five
+    assert "the data of training are not here, nor a calibration beside" in capsys.readouterr().out
+    mix = pd.read_csv(tmp_path / "out" / "class_mix.csv")
+    assert mix["class"].tolist() == ["ant", "bee", "cat"] and mix["training_images"].tolist() == [6, 4, 2]
+
+
+def test_the_same_predictions_with_the_data_and_without(digits_run, photos):
+    with_data, without = (load_run(digits_run["last"], "cpu", SINGLE_VIEW, data=data) for data in (True, False))
+    assert with_data.loader.has_data and not without.loader.has_data
+    tables = [predict(r, photos, r.make_aggregator).table() for r in (with_data, without)]
+    assert tables[0].equals(tables[1]) and torch.equal(with_data.expert_log_priors, without.expert_log_priors)
+
+
+def test_what_needs_the_data_says_so(digits_run, tmp_path):
+    run = load_run(digits_run["last"], "cpu", data=False)
+    listed = load_run(list_checkpoint(tmp_path), "cpu", data=False)
+    for needing in (
+        lambda: trainer.evaluate(run),
+        lambda: trainer.evaluate(listed),
+        lambda: run.test_logits,
+        lambda: listed.test_logits,
+        lambda: run.loader.train_set,
+        lambda: listed.calibrate(),
+        lambda: listed.calibrate("labeled.txt"),
+    ):
+        with pytest.raises(UserError, match="opened without its data"):
+            needing()
+
+
+def test_class_names_come_from_the_checkpoint_or_a_file(tmp_path, capsys):
+    bare = load_run(list_checkpoint(tmp_path, class_map=[2, 0, 1]), "cpu", data=False)
+    assert bare.loader.class_names == ["2", "0", "1"]
+    path = list_checkpoint(tmp_path, class_names=["ant", "bee", "cat"])
+    assert load_run(path, "cpu", data=False).loader.class_names == ["ant", "bee", "cat"]
+    (tmp_path / "names.txt").write_text("x\ny\nz\n")
+    other = {"data_loader;args;class_names": str(tmp_path / "names.txt")}
+    assert load_run(path, "cpu", other, data=False).loader.class_names == ["x", "y", "z"]
+    with pytest.raises(UserError, match="class names absent cannot be read"):
+        load_run(path, "cpu", {"data_loader;args;class_names": "absent"}, data=False)
+    content = load_checkpoint(path)  # of an earlier version: names in the config's file alone
+    content["config"]["data_loader"]["args"]["class_names"] = str(tmp_path / "names.txt")
+    save_checkpoint(path, {**content, "class_names": None})
+    assert load_run(path, "cpu", data=False).loader.class_names == ["x", "y", "z"]
+    (tmp_path / "names.txt").unlink()
+    assert load_run(path, "cpu", data=False).loader.class_names == ["0", "1", "2"]
+    assert "with the names of the classes: they are called by number" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("entries", [{"class_map": [0, 1, 1]}, {"class_names": ["ant"]}])
+def test_entries_that_do_not_fit_each_other_are_refused(tmp_path, entries):
+    with pytest.raises(UserError, match="do not fit its 3 classes"):
+        load_run(list_checkpoint(tmp_path, **entries), "cpu", data=False)
+
+
+def test_a_checkpoint_without_class_counts_wants_its_data(tmp_path):
+    with pytest.raises(UserError, match="The image list absent.txt cannot be read"):
+        load_run(list_checkpoint(tmp_path, cls_num_list=None), "cpu", data=False)
+
+
+# --- tables ---
+
+
+def predictions(**fields) -> Predictions:
+    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    record = CheckpointRecord("last.pth", "", 1, "")
+    return replace(
+        Predictions(["a.png", "b.png"], probabilities.log(), ["ant", "bee", "cat"], {}, record),
+        **{"equal_weights": (torch.tensor([1, 2]), torch.tensor([0.6, 0.9])), "cls_num_list": [9, 3, 1], **fields},
+    )
+
+
+def test_a_row_has_the_likeliest_classes_and_those_of_equal_weights():
+    row = predictions().table(top_k=2).iloc[0].to_dict()
+    assert [row[k] for k in ("path", "class", "equal_weights_class", "class_2")] == ["a.png", "ant", "bee", "bee"]
+    numbers = [row[k] for k in ("probability", "margin", "equal_weights_probability", "probability_2")]
+    assert numbers == pytest.approx([0.5, 0.2, 0.6, 0.3])
+    assert "class_3" not in row and "class_3" in predictions().table() and "class_2" not in predictions().table(1)
+    assert "equal_weights_class" not in predictions(equal_weights=None).table()
+
+
+def test_the_class_mix():
+    mix = predictions().class_mix()
+    assert mix["training_images"].tolist() == [9, 3, 1] and mix["predicted_count"].tolist() == [1, 0, 1]
+    assert mix["equal_weights_count"].tolist() == [0, 1, 1]
+    assert mix["expected_count"].tolist() == pytest.approx([0.6, 0.5, 0.9])
+    assert mix["estimated_share"].tolist() == pytest.approx([0.3, 0.25, 0.45])  # no prior: the mean probability
+    mix = predictions(learning={"prior": [0.1, 0.2, 0.7]}, equal_weights=None, cls_num_list=None).class_mix()
+    assert mix["estimated_share"].tolist() == [0.1, 0.2, 0.7]
+    assert list(mix) == ["class", "estimated_share", "expected_count", "predicted_count"]
+
+
+READERS = {"csv": pd.read_csv, "parquet": pd.read_parquet, "jsonl": lambda path: pd.read_json(path, lines=True)}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_says_the_same(tmp_path, name):
+    odd = predictions(names=["caf\udce9.png", 'a,"b".png'])
+    (tmp_path / f"1.{name}").write_bytes(FORMATS[name](odd.table()))
+    assert paths_in(tmp_path) == {"caf\\udce9.png", 'a,"b".png'}
+    table = predictions().table()
+    (tmp_path / f"2.{name}").write_bytes(FORMATS[name](table))
+    read = READERS[name](tmp_path / f"2.{name}")
+    assert list(read) == list(table) and read["class"].tolist() == ["ant", "cat"]
+    assert np.allclose(read["probability"], table["probability"], atol=5e-5)
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    (tmp_path / "1.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="1.csv is no table of predictions"):
+        paths_in(tmp_path)
+
+
+def test_parquet_without_pyarrow_is_one_sentence(named, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="Parquet needs the package pyarrow.*or use --format csv or jsonl"):
+        run_predict(named, photos, tmp_path / "out", format="parquet")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_script_writes(named, photos, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for path in photos.iterdir():
+        shutil.copy(path, tmp_path / "in")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no image")
+    record = run_predict(named, tmp_path / "in", tmp_path / "out", format="jsonl", top_k=3)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == record["images"] == 60 and "class_3" in lines[0] and "class_4" not in lines[0]
+    assert record["changed"] == sum(line["class"] != line["equal_weights_class"] for line in lines)
+    assert record["mean_confidence"] == pytest.approx(np.mean([line["probability"] for line in lines]), abs=1e-4)
+    right = np.mean([line["class"] == NAMES[int(line["path"][2])] for line in lines])
+    assert right > 0.3
+    mix = [json.loads(line) for line in (tmp_path / "out" / "class_mix.jsonl").read_text().splitlines()]
+    assert [row["class"] for row in mix] == NAMES and sum(row["predicted_count"] for row in mix) == 60
+    assert [row["estimated_share"] for row in mix] == pytest.approx(record["learning"]["prior"])
+    assert sum(row["expected_count"] for row in mix) == pytest.approx(60, abs=1e-3)
+    printed = capsys.readouterr().out
+    assert "1 of 61 images are left out: bad.png is no image" in printed and "class_mix.jsonl" in printed
+    assert "bad.png,is no image" in (tmp_path / "out" / "bad_images.csv").read_text()
+    run_predict(named, photos, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"predictions.csv", "class_mix.csv", "weights.json"}
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()  # of another folder, and misleading now
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "--top_k must be at least 1"),
+        ({"poll": 0}, "--poll must be more than 0"),
+        ({"format": "xls"}, 'Unknown format "xls": valid are csv, parquet, jsonl'),
+        ({"state": Path("absent/state")}, "There is no folder absent for --state"),
+        ({"watch": True, "stream_batch": 0}, "batches have at least one image"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(named, photos, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        run_predict(named, photos, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line():
+    arguments = "-r a.pth --images inbox --watch --poll 5 --state s --format parquet --top_k 2 --prior uniform".split()
+    options = parse("", arguments, adapting=True, predicting=True)
+    assert (options.watch, options.poll, options.state, options.format) == (True, 5.0, Path("s"), "parquet")
+    assert options.top_k == 2 and options.prior == "uniform"
+    options = parse("", ["-r", "a.pth", "--formats", "onnx"], exporting=True)
+    assert options.formats == ["onnx"]
+
+
+# --- streams ---
+
+
+def paths(photos: Path, start: int, stop: int) -> list[Path]:
+    return sorted(photos.glob("*.png"))[start:stop]
+
+
+@pytest.mark.parametrize("make", [PriorAggregator, StabilityAggregator])
+def test_a_stream_in_two_runs_is_one_stream(run, photos, tmp_path, make):
+    batches = [paths(photos, k, k + 15) for k in range(0, 60, 15)]
+    whole = list(predict_stream(run, batches, make))
+    first = list(predict_stream(run, batches[:2], make, tmp_path / "state"))
+    second = list(predict_stream(run, batches[2:], make, tmp_path / "state"))
+    for one, other in zip(whole, first + second, strict=True):
+        assert torch.equal(one.log_probabilities, other.log_probabilities) and one.names == other.names
+        assert one.learning == other.learning and len(one.names) == 15
+    stream = PredictionStream(run, make, tmp_path / "state")
+    assert stream.images == 60 and stream.batches == 4
+    assert torch.equal(stream.counts.predicted, sum(p.counts().predicted for p in whole))
+
+
+def test_a_stream_takes_what_predict_takes(run, photos):
+    (folder,) = predict_stream(run, [photos], PriorAggregator)
+    (tensor,) = predict_stream(run, [run.loader.with_test_images(photos).test_set.images], PriorAggregator)
+    assert torch.equal(folder.log_probabilities, tensor.log_probabilities) and tensor.names[3] == "3"
+    with pytest.raises(UserError, match="There is no image to predict"):
+        list(predict_stream(run, [[]], PriorAggregator))
+    assert folder.checkpoint == run.checkpoint
+
+
+def test_a_state_of_something_else_is_refused(run, named, photos, tmp_path):
+    state = tmp_path / "state"
+    next(predict_stream(run, [paths(photos, 0, 20)], PriorAggregator, state))
+    other = tmp_path / "other.pth"
+    save_checkpoint(other, {**load_checkpoint(named), "epoch": 5})
+    for wrong, make, message in (
+        (load_run(other, "cpu", SINGLE_VIEW, data=False), PriorAggregator, "of another checkpoint .*, and here it is"),
+        (run, StabilityAggregator, "of another aggregator .*PriorAggregator.*, and here it is .*StabilityAgg"),
+        (run, lambda *p: PriorAggregator(*p, calibration=[1.0, 0.1, 0.0]), "of another calibration"),
+        (
+            replace(run, config=make_config({**run.config.config, "averaged_views": 2})),
+            PriorAggregator,
+            "averaged view",
+        ),
+        (run, lambda *p: PriorAggregator(*p, buffer=5), "5 images at most.*remove it to start anew"),
+    ):
+        with pytest.raises(UserError, match=message) as refused:
+            PredictionStream(wrong, make, state)
+        assert "\n" not in str(refused.value)
+    data = state.read_bytes()
+    for damaged in (b"", data[: len(data) // 2], b"no state", (named.read_bytes())):
+        state.write_bytes(damaged)
+        with pytest.raises(UserError, match="is no state of a stream, or a damaged one"):
+            PredictionStream(run, PriorAggregator, state)
+    state.write_bytes(data)
+    assert PredictionStream(run, PriorAggregator, state).images == 20
+
+
+def test_an_aggregator_that_keeps_no_state(run, photos, tmp_path):
+    class Forgetful(PriorAggregator):
+        state_dict = Aggregator.state_dict
+
+    (predicted,) = predict_stream(run, [paths(photos, 0, 20)], Forgetful)
+    assert len(predicted.names) == 20
+    with pytest.raises(UserError, match="Forgetful cannot put aside what it learned: leave --state out"):
+        PredictionStream(run, Forgetful, tmp_path / "state")
+
+
+def test_a_state_between_runs_of_the_script(named, photos, tmp_path):
+    """Two folders one after the other: the second knows what the first taught."""
+    for day, part in enumerate((paths(photos, 0, 30), paths(photos, 30, 60))):
+        (tmp_path / f"day{day}").mkdir()
+        for path in part:
+            shutil.copy(path, tmp_path / f"day{day}")
+    for day in (0, 1):
+        record = run_predict(named, tmp_path / f"day{day}", tmp_path / f"out{day}", state=tmp_path / "state")
+    alone = run_predict(named, tmp_path / "day1", tmp_path / "alone")
+    assert record["images"] == alone["images"] == 30 and record["learning"]["prior"] != alone["learning"]["prior"]
+    run_predict(named, tmp_path / "day1", tmp_path / "streamed", state=tmp_path / "other", stream=True, stream_batch=10)
+    before = (tmp_path / "state").read_bytes()
+    with pytest.raises(UserError, match="of another aggregator"):
+        run_predict(named, tmp_path / "day1", tmp_path / "no", state=tmp_path / "state", prior="uniform")
+    assert not (tmp_path / "no").exists() and (tmp_path / "state").read_bytes() == before
+
+
+# --- watching ---
+
+
+def test_an_inbox_gives_each_file_once_and_whole(photos, tmp_path):
+    inbox = Inbox(tmp_path, {"done.png"})
+    image = paths(photos, 0, 1)[0].read_bytes()
+    (tmp_path / "done.png").write_bytes(image)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.png").write_bytes(image)
+    (tmp_path / "slow.png").write_bytes(image[:40])
+    (tmp_path / "empty.png").touch()
+    assert inbox.poll() == []  # seen for the first time
+    (tmp_path / "slow.png").write_bytes(image[:60])
+    assert inbox.poll() == ["deep/a.png"] and inbox.take(["deep/a.png"]) == ["deep/a.png"]
+    assert inbox.poll() == ["slow.png"] and inbox.take(["slow.png"]) == []  # stalled: half an image
+    assert inbox.poll() == inbox.poll() == []
+    (tmp_path / "slow.png").write_bytes(image)
+    assert inbox.poll() == [] and inbox.poll() == ["slow.png"] and inbox.take(["slow.png"]) == ["slow.png"]
+    assert inbox.poll() == []
+    shutil.rmtree(tmp_path)
+    with pytest.raises(UserError, match="no folder .* to watch"):
+        inbox.poll()
+
+
+def test_watching_a_folder_until_told_to_stop(named, photos, tmp_path, capsys):
+    """Images come while it runs; a second run goes on where the first one was stopped."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+
+    def watching(coming: list[Path], expected: int, number: int, **options) -> dict:
+        def feed() -> None:
+            for path in coming:
+                shutil.copy(path, folder)
+            for _ in range(1200):
+                if len(paths_in(out / "predictions") if (out / "predictions").is_dir() else ()) >= expected:
+                    break
+                threading.Event().wait(0.05)
+            os.kill(os.getpid(), number)
+
+        thread = threading.Thread(target=feed)
+        thread.start()
+        try:
+            return run_predict(named, folder, out, watch=True, poll=0.05, stream_batch=16, **options)
+        finally:
+            thread.join()
+
+    record = watching(paths(photos, 0, 20), 20, signal.SIGTERM)
+    assert record["images"] == 20 and record["batches"] >= 2 and set(record["last_batch"]) >= {"images", "changed"}
+    record = watching(paths(photos, 20, 40), 40, signal.SIGINT, format="jsonl")
+    assert record["images"] == 40 and record["folder"] == str(folder)
+    tables = sorted((out / "predictions").iterdir())
+    assert [path.stem for path in tables] == [f"{k:06}" for k in range(1, len(tables) + 1)]
+    assert {path.suffix for path in tables} == {".csv", ".jsonl"} and record["batches"] == len(tables)
+    rows = [pd.read_csv(path) for path in tables if path.suffix == ".csv"]
+    rows += [pd.read_json(path, lines=True) for path in tables if path.suffix == ".jsonl"]
+    assert sorted(pd.concat(rows)["path"]) == [path.name for path in paths(photos, 0, 40)]
+    mix = pd.read_json(out / "class_mix.jsonl", lines=True)
+    assert mix["predicted_count"].sum() == 40 and mix["expected_count"].sum() == pytest.approx(40, abs=1e-3)
+    assert json.loads((out / "weights.json").read_text()) == json.loads(json.dumps(record))
+    assert "20 images there have predictions already, and 20 were learned from" in capsys.readouterr().out
+    run = load_run(named, "cpu", SINGLE_VIEW, data=False)
+    assert PredictionStream(run, state=out / "stream.state").images == 40
+    known = watching(paths(photos, 40, 44), 44, signal.SIGTERM, state=tmp_path / "known", prior="uniform")
+    assert known["images"] == 4 and known["learning"]["prior"] == pytest.approx([0.1] * 10)
+    assert known["aggregator"]["type"] == "GivenPriorAggregator"
+
+
+def test_nothing_is_left_unwritten_when_a_batch_fails(run, photos, tmp_path):
+    """A disk that is full ends it with one sentence, and the state stays that of the last batch that was written."""
+    inbox, stop, kept = Inbox(photos, set()), threading.Event(), []
+
+    def keep(predictions: Predictions) -> None:
+        if kept:
+            raise UserError("The disk is full.")
+        kept.append(predictions)
+
+    inbox.poll()
+    stream = PredictionStream(run, PriorAggregator, tmp_path / "state")
+    with pytest.raises(UserError, match="The disk is full"):
+        watch(stream, inbox, keep, 20, 0.01, stop)
+    assert PredictionStream(run, PriorAggregator, tmp_path / "state").images == 20 == len(kept[0].names)
+    stop.set()
+    watch(stream, inbox, keep, 20, 0.01, stop)
+
+
+def test_a_stop_ends_it_between_two_batches(run, photos, tmp_path):
+    inbox, stop, kept = Inbox(photos, set()), threading.Event(), []
+
+    def keep(predictions: Predictions) -> None:
+        kept.append(predictions)
+        stop.set()
+
+    inbox.poll()
+    watch(PredictionStream(run, PriorAggregator), inbox, keep, 20, 0.01, stop)
+    assert len(kept) == 1
+
+
+def test_watching_takes_one_process(named, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.distributed.world_size", lambda: 2)
+    with pytest.raises(UserError, match="--watch works in one process"):
+        run_predict(named, photos, tmp_path / "out", watch=True)
+
+
+def test_a_given_prior_follows_a_stream(run, photos):
+    prior = list(range(1, 11))
+    one, other = (
+        predict_stream(
+            run, [paths(photos, 0, 20), paths(photos, 20, 40)], lambda *p: GivenPriorAggregator(*p, prior=prior)
+        )
+        for _ in range(2)
+    )
+    next(one)
+    whole = predict(run, paths(photos, 0, 40), lambda *p: GivenPriorAggregator(*p, prior=prior))
+    parts = torch.cat([p.log_probabilities for p in other])
+    torch.testing.assert_close(parts, whole.log_probabilities, atol=1e-5, rtol=0)
+
+
+def test_pictures_of_any_size_reach_a_network_for_small_images(run, tmp_path):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 200
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    loader = run.loader.with_test_images(tmp_path)
+    images = loader.test_set.images
+    assert images.shape == (1, 3, 16, 16) and int(images[..., 1:-1].min()) == 200 and loader.test_names == ["wide.png"]
+    (tmp_path / "wide.png").write_bytes(b"")
+    with pytest.raises(UserError, match="None of the 1 images of .* can be decoded"):
+        run.loader.with_test_images(ImageList.of(tmp_path, ["wide.png"]))

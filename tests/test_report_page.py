@@ -1,0 +1,266 @@
+"""report.html: what it says, that it holds whatever names it is given, and how it looks to a browser."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from comparison.page import Cell, Evaluated, comparison_page, verdict
+from comparison.tables import cost_table, records
+from trainer import evaluation_page, prediction_page
+from trainer.evaluation import Scorer
+from trainer.results import CheckpointRecord, Predictions, Results, save_results
+from utils.charts import linear_ticks, log_ticks
+
+EVIL = "<script>document.title='gone'</script>"
+CHECKPOINT = CheckpointRecord("runs/<b>last</b>.pth", "ab" * 32, 3, "the last so far", {"labels": "cd" * 16})
+
+
+def thumbnails(indices, size: int) -> list[Image.Image | None]:
+    """Pictures of two sizes; every fifth cannot be shown."""
+    shapes = [(16, 16), (64, 40)]
+    return [Image.new("RGB", shapes[i % 2], (i % 256, 80, 120)) if i % 5 else None for i in indices]
+
+
+def made_results(classes: int = 12, images: int = 600, distributions: int = 3, adapted: bool = True) -> Results:
+    """Results of random logits, adapted by what makes them better on the first distribution and worse on the last."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(images) % classes
+    logits = torch.randn(images, 2, classes, generator=generator)
+    logits[torch.arange(images), :, targets] += 1.5
+    counts = [max(1, int(500 * 0.6**c)) for c in range(classes)]
+    scorer = Scorer(logits, targets, counts)
+    results = Results(CHECKPOINT, "In some way.", 1, "2", "cpu", {"aggregator": {"type": "PriorAggregator"}})
+    results.classes = {"names": [EVIL, *(f"class {c}" for c in range(1, classes))], "training_images": counts}
+    results.thumbnails = thumbnails
+    names = ["forward10", "uniform", "backward10", *(f"more{k}" for k in range(distributions - 3))][:distributions]
+    for number, name in enumerate(names):
+        indices = np.arange(images)[number % 2 :]
+        scores = torch.log_softmax(logits[indices].mean(dim=1), dim=1)
+        scores[torch.arange(len(indices)), targets[indices]] += (0.8, 0.0, -0.8)[min(number, 2)]
+        results.distributions[name] = (
+            scorer.score_beside_equal_weights(indices, scores) if adapted else scorer.score_equal_weights(indices)
+        )
+        if adapted:
+            results.distributions[name].learning = {"prior": [1 / classes] * classes, "note": None}
+            results.distributions[name].weights = [0.5 + 0.1 * number, 0.5 - 0.1 * number]
+    return results
+
+
+def made_prediction() -> bytes:
+    generator = torch.Generator().manual_seed(0)
+    scores: Tensor = torch.log_softmax(3 * torch.randn(90, 20, generator=generator), dim=1)
+    names = [f"folder/{EVIL}_{n}.png" for n in range(90)]
+    classes = [EVIL, *(f"class {c}" for c in range(1, 20))]
+    predictions = Predictions(names, scores, classes, {"prior": [0.05] * 20}, CHECKPOINT)
+    record = {
+        "images": 90,
+        "folder": "images",
+        "checkpoint": CHECKPOINT.to_json(),
+        "aggregator": {"type": "PriorAggregator", "args": {}},
+        "averaged_views": 4,
+    }
+    return prediction_page.prediction_page(predictions, list(range(20, 0, -1)), record, thumbnails)
+
+
+def made_comparison() -> bytes:
+    evaluated, rows = [], []
+    for seed in (1, 2):
+        for learned in (False, True):
+            results = made_results(adapted=learned)
+            row = "TADE, test-time training" if learned else "TADE, equal weights"
+            where = {"data": "digits", "row": row, "seed": seed, "checkpoint": "last epoch"}
+            evaluated.append(Evaluated(results=results, **where))
+            rows += records(results, method="tade", **where)
+    run = {"data": "digits", "method": "tade", "epochs": 2, "seconds": 60.0, "device": "cpu", "torch": "2"}
+    cost = cost_table([run], {("digits", "tade"): pd.Series({"parameters": 1e6, "MACs": 1e9})})
+    published = {"digits": pd.DataFrame({"uniform": ["49.8"]}, index=["TADE"])}
+    return comparison_page(pd.DataFrame(rows), evaluated, cost, published, "reproduce.py", "abc", EVIL, ["python x.py"])
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    save_results(made_results(), folder, "test_train")
+    (folder / "prediction.html").write_bytes(made_prediction())
+    (folder / "comparison.html").write_bytes(made_comparison())
+    files = {"evaluation": "report", "prediction": "prediction", "comparison": "comparison"}
+    return {name: folder / f"{file}.html" for name, file in files.items()}
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """A page of a browser, and what it complained about or asked a network for."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        pytest.skip("there is no Chromium to open the page in")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else problems.append(r.url))
+        yield page, problems
+        browser.close()
+
+
+PARTS = {
+    "evaluation": [
+        "#verdict",
+        "#table tbody tr >> nth=2",
+        ".accuracy svg >> visible=true",
+        ".weights svg >> visible=true",
+        ".per-class circle >> visible=true",
+        ".reliability rect >> visible=true",
+        ".mix svg >> visible=true",
+        ".confusions img >> visible=true",
+        ".worst tbody tr >> visible=true",
+        "#settings",
+    ],
+    "prediction": [
+        "#verdict",
+        ".shares .track >> nth=14",
+        ".mix svg",
+        ".confidence rect",
+        ".surest img",
+        ".least img",
+        "#settings",
+    ],
+    "comparison": [
+        "#verdict",
+        ".data tbody tr >> nth=1",
+        ".accuracy svg >> visible=true",
+        ".per-class svg >> visible=true",
+        ".weights svg >> visible=true",
+        "#cost tbody tr",
+        "#commands pre",
+        "#settings",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_a_browser_finds_every_part_on_every_screen(kind, pages, tab):
+    page, problems = tab
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.goto(pages[kind].as_uri())
+        for selector in PARTS[kind]:
+            assert page.locator(selector).first.is_visible(), (selector, width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, background[4:-1].split(","))) > 384) == (scheme == "light")
+        assert page.locator("script").count() == 0 and page.title() != "gone"
+    assert page.get_by_text(EVIL).count() + page.get_by_title(EVIL).count() > 0
+    assert problems == []
+
+
+def test_a_distribution_is_chosen_without_a_script(pages, tab):
+    page, _ = tab
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(pages["evaluation"].as_uri())
+    assert page.locator(".panel >> visible=true").inner_text().startswith("uniform, 599 images")
+    page.locator(".choice label", has_text="backward10").click()
+    assert page.locator(".panel >> visible=true").inner_text().startswith("backward10, 600 images")
+    title = page.locator(".panel3 .per-class circle").last.text_content()
+    assert title.startswith("class 11: 1 training images, accuracy ") and title.endswith("(prior estimation)")
+
+
+def test_the_page_holds_no_markup_of_strangers(pages):
+    for path in pages.values():
+        text = path.read_text()
+        assert "<script" not in text and "&lt;script&gt;" in text and "<b>last</b>" not in text
+        assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")
+
+
+def entries(**differences: tuple[float, float, float]) -> dict:
+    return {
+        name: {"top1": 50.0, "difference_to_equal_weights": {"points": points, "interval": [low, high]}}
+        for name, (points, low, high) in differences.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ({"a": (15.2, 12, 18), "b": (0.1, -1, 1)}, "gains 15.2 points on a and loses nothing beyond chance"),
+        ({"a": (15.2, 12, 18), "b": (-3.0, -4, -2)}, "gains 15.2 points on a, but loses 3.0 points on b."),
+        ({"a": (2.0, 1, 3), "b": (3.0, 2, 4)}, "gains 3.0 points on b and gains on all 2"),
+        ({"a": (0.3, -1, 1), "b": (-0.5, -2, 1)}, "no difference beyond chance on any of the 2"),
+        ({"a": (0.0, 0, 0)}, "no difference beyond chance on a: 0.0 points (95 % interval 0.0 to 0.0)"),
+        ({"a": (-3.0, -4, -2), "b": (0.0, -1, 1)}, "loses 3.0 points on a and gains nothing beyond chance"),
+        ({"a": (-3.0, -4, -2), "b": (-5.0, -6, -4)}, "loses on 2 of 2 distributions (5.0 points on b)"),
+        ({"a": (1.5, 1, 2)}, "gains 1.5 points on a (95 % interval +1.0 to +2.0)."),
+    ],
+)
+def test_the_verdict_counts_what_is_beyond_chance(differences, expected):
+    assert expected in evaluation_page.verdict(entries(**differences), "It")
+
+
+def test_the_verdict_of_an_evaluation_alone():
+    one = {"top1": 48.8, "top1_interval": [47.8, 49.8]}
+    assert evaluation_page.verdict({"uniform": one}, "") == (
+        "48.8 % of the images of uniform are classified correctly (95 % interval 47.8 to 49.8)."
+    )
+    text = evaluation_page.verdict({"a": {"top1": 58.4}, "uniform": one, "b": {"top1": 36.6}}, "")
+    assert "of the balanced test images" in text and "from 36.6 % on b to 58.4 % on a elsewhere" in text
+
+
+def test_files_of_before_and_single_experts_make_a_page():
+    old = {"images": 10, "top1": 62.5, "many": 70.0, "medium": None, "few": 1.0, "experts_top1": [62.5]}
+    content = {**Results(CHECKPOINT, "p", 1, "2", "cpu", {}).to_json(), "job": "test", "distributions": {"a": old}}
+    text = evaluation_page.evaluation_page(content, {}).decode()
+    assert "62.5\u00a0% of the images of a are classified correctly." in text and "A closer look" not in text
+
+
+def test_with_many_classes_dots_are_means_and_the_page_stays_small():
+    results = made_results(classes=1000, images=3000, distributions=5)
+    outcomes = {name: (r.outcomes, r.equal_outcomes) for name, r in results.distributions.items()}
+    content = {"job": "test_train", **results.to_json()}
+    page = evaluation_page.evaluation_page(content, outcomes, thumbnails)
+    assert b"classes of 1 to 1 images, mean" in page and len(page) < 3_000_000
+    assert page.count(b"<img ") <= evaluation_page.MOST_PICTURES
+
+
+def test_worst_classes_and_confusions_are_counted():
+    results = made_results()
+    outcomes = results.distributions["uniform"].outcomes
+    found = evaluation_page.mistakes(outcomes, results.classes, None, 4)
+    table = torch.zeros(12, 12, dtype=torch.int64).index_put_(
+        (outcomes.targets, outcomes.prediction), torch.tensor(1), accumulate=True
+    )
+    accuracy = 100 * table.diagonal() / table.sum(dim=1)
+    assert [row["accuracy"] for row in found["worst"]] == [f"{a:.1f}" for a in accuracy.sort().values.tolist()[:10]]
+    wrong = table - table.diagonal().diag()
+    assert found["confusions"][0]["times"].startswith(f"{int(wrong.max())} of ")
+    assert not found["confusions"][0]["pictures"]
+
+
+def cells(**rows: list[float]) -> dict:
+    return {
+        row: {f"d{i}": Cell(mean, 0.5, 2, 1000, None) for i, mean in enumerate(means)} for row, means in rows.items()
+    }
+
+
+def test_the_verdict_of_a_comparison():
+    text = verdict(cells(a=[50.0, 60.0], b=[40.0, 59.5]))
+    assert text.startswith("a is 5.2 points ahead of b in the mean over 2 distributions; ")
+    assert text.endswith("beyond chance it leads on 1 of them and is behind on none.")
+    assert verdict(cells(a=[50.0, 60.0], b=[65.0, 42.0])).endswith("leads on 1 of them and is behind on 1 (d0).")
+    assert verdict(cells(a=[50.0], b=[49.0])) == "a is 1.0 points ahead of b in d0, not beyond chance."
+    text = verdict(cells(a=[50.0, 60.0], b=[50.0, 60.0]))
+    assert text.startswith("a and b are equal in the mean over 2") and "the first leads on none" in text
+    assert verdict(cells(a=[50.0])) == "a has 50.0 % in d0."
+
+
+def test_ticks_are_round():
+    assert linear_ticks(0, 100) == [0, 20, 40, 60, 80, 100] and linear_ticks(47.3, 61) == [50, 55, 60]
+    assert log_ticks(4.2, 575) == [5, 10, 20, 50, 100, 200, 500] and log_ticks(1, 5000) == [1, 10, 100, 1000]

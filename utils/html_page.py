@@ -1,0 +1,55 @@
+"""Pages that stand alone: one HTML file with its styles, charts and pictures, no script, nothing from a network.
+
+Text of strangers (class names, file names) is escaped by Jinja2; the page's own policy allows no script whatever it
+contains.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+THUMBNAIL = 64  # pixels, longest side
+LARGEST_PNG = 32  # pixels: below it PNG is sharp and hardly larger than JPEG
+
+
+def render(template: str, **context: Any) -> bytes:
+    """A page from utils/templates."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Names of files may hold bytes that are no UTF-8.
+    return environment.get_template(template).render(**context).encode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it stands in a page.
+
+    Args:
+        uri: its data.
+        title: shown when the pointer rests on it, and read out.
+        tiny: it has so few pixels that they are shown as squares.
+    """
+
+    uri: str
+    title: str
+    tiny: bool
+
+    @classmethod
+    def of(cls, image: Image.Image, title: str) -> "Picture":
+        tiny, buffer = max(image.size) <= LARGEST_PNG, io.BytesIO()
+        if tiny:
+            image.save(buffer, format="PNG", optimize=True)
+        else:
+            image.save(buffer, format="JPEG", quality=80)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        return cls(f"data:image/{'png' if tiny else 'jpeg'};base64,{data}", title, tiny)
