@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from utils.bad_images import BadImage
 from utils.errors import UserError
 
 
@@ -57,6 +58,11 @@ class BaseDataLoader(ABC):
     balanced: bool = False
     #: Whether a mirrored image keeps its class.
     mirror: bool = True
+    #: Training images that were left out because they cannot be decoded, by index, as this process has found them;
+    #: None where the first one ends the training.
+    bad_training_images: dict[int, BadImage] | None = None
+    #: Files that are not among the test images, because they cannot be decoded.
+    files_left_out: Sequence[BadImage] = ()
     #: Whether the images of `split_validation` are neither training nor test images.
     has_held_out_validation: bool = False
     #: False where it was made from `TrainedOn`: there are no images but those that `with_test_images` is given.
@@ -236,6 +242,21 @@ class BaseDataLoader(ABC):
             UserError: there are none (`has_held_out_validation`).
         """
 
+    @abstractmethod
+    def with_chosen_test_images(self, indices: np.ndarray) -> Self:
+        """A copy of this loader with only some of its test images, indices [M]."""
+
+    def check_files(self, training: bool = True) -> None:
+        """See that files are where the config says, before anything is computed; nothing where there are no files.
+
+        Args:
+            training: also those that are trained on, not only the test images.
+
+        Raises:
+            UserError: they are not; says what to do.
+        """
+        return None
+
     def _check_held_out_validation(self) -> None:
         self._check_data()
         if not self.has_held_out_validation:
@@ -274,6 +295,8 @@ class EvaluationBatches:
         parts: which images each batch has.
         targets: labels of all images in their order, [N], on the CPU.
         source: what the images are, for messages, e.g. "test set".
+        bad: of images that cannot be decoded, by their index in the data loader's list: filled by the iteration, which
+            gives zeros in their place. None where such an image ends the iteration.
     """
 
     def __init__(
@@ -282,7 +305,9 @@ class EvaluationBatches:
         parts: Sequence[slice],
         targets: Tensor,
         source: str,
+        bad: dict[int, BadImage] | None = None,
     ):
+        self.bad = bad
         self._make = make
         self.parts = parts
         self.targets = targets
@@ -296,4 +321,4 @@ class EvaluationBatches:
 
     def shard(self, rank: int, world_size: int) -> "EvaluationBatches":
         """The batches of one of several processes; the labels stay those of all images."""
-        return EvaluationBatches(self._make, self.parts[rank::world_size], self.targets, self.source)
+        return EvaluationBatches(self._make, self.parts[rank::world_size], self.targets, self.source, self.bad)

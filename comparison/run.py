@@ -27,7 +27,7 @@ from comparison.page import Evaluated
 from comparison.plan import CHECKPOINTS, EQUAL, LEARNED, PRIOR, Run, own_name, plan_runs, write_own_configs
 from comparison.tables import cost_table, records, row_label, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
-from data_loader.on_disk import usable_cores
+from data_loader.workers import usable_cores
 from trainer import train
 from trainer.command_line import Options
 from trainer.jobs import run_test_all, run_test_train

@@ -1,11 +1,13 @@
 """The data loader classes that a config may name in `data_loader.type`."""
 
 from base.base_data_loader import TrainedOn
+from data_loader.augmentation import RAND_AUGMENT_MAGNITUDE
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.datasets import CIFAR_CLASSES, ImageSet, load_cifar, load_digits
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.on_disk import ListDataLoader
 from data_loader.published_lists import PublishedListDataLoader
+from data_loader.tensor_transforms import CROP_PADDING, ROTATION
 
 __all__ = [
     "ImbalanceCIFAR10DataLoader",
@@ -33,6 +35,12 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
         distributions: list[str] = CIFAR_DISTRIBUTIONS,
         balanced: bool = False,
         val_fraction: float = 0.0,
+        flip: bool = True,
+        crop_padding: int = CROP_PADDING,
+        rotation: float = ROTATION,
+        color_jitter: float = 0.0,
+        rand_augment: int = 0,
+        rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
         trained_on: TrainedOn | None = None,
     ):
         super().__init__(
@@ -43,6 +51,12 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
             num_workers=num_workers,
             balanced=balanced,
             val_fraction=val_fraction,
+            flip=flip,
+            crop_padding=crop_padding,
+            rotation=rotation,
+            color_jitter=color_jitter,
+            rand_augment=rand_augment,
+            rand_augment_magnitude=rand_augment_magnitude,
             trained_on=trained_on,
         )
         self.data_dir = data_dir

@@ -1,5 +1,6 @@
 """Images on disk, named by list files of "relative/path.jpg label" lines; and how one image becomes pixels."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +13,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from utils.errors import UserError, unknown
+from data_loader.image_folders import others_text, scan_folder
+from utils.bad_images import BadImage, bad_images_sentence, none_decoded, reason_of
+from utils.errors import UserError, nearest_path, unknown
 from utils.logger import get_logger, progress
 
 LONGEST_LABEL = 7  # digits: as many classes take 80 MB to count
-#: What Pillow raises for a file that is missing or no image.
-UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class ImageList:
@@ -54,8 +54,8 @@ class ImageList:
             data = list_path.read_bytes()
         except OSError as error:
             raise UserError(
-                f"The image list {list_path} cannot be read ({error.strerror}): see data_txt/README.md for "
-                "where lists come from."
+                f"The image list {list_path} cannot be read ({error.strerror}): {nearest_path(list_path)}see "
+                "data_txt/README.md for where lists come from."
             ) from error
         return cls(list_path, Path(data_dir), *_parse(data, list_path))
 
@@ -102,6 +102,10 @@ class ImageList:
         names = [self.text[self.offsets[i] : self.offsets[i + 1]] for i in indices]
         return ImageList(self.list_path, self.data_dir, b"".join(names), _offsets(names), self.targets[indices])
 
+    def bad_image(self, index: int, error: Exception) -> BadImage:
+        """The record of an image that could not be decoded."""
+        return BadImage(index, self.name(index), reason_of(self.path(index), error), str(self.list_path))
+
     def with_targets(self, targets: np.ndarray) -> "ImageList":
         return ImageList(self.list_path, self.data_dir, self.text, self.offsets, targets)
 
@@ -113,32 +117,19 @@ def list_folder(folder: str | Path) -> ImageList:
         UserError: the folder is missing, or holds no image file.
     """
     folder = Path(folder)
-    files = image_files(folder)
-    if not files:
-        raise UserError(
-            f"There is no image file under {folder} ({', '.join(sorted(IMAGE_SUFFIXES))}): give a folder "
-            "that holds some."
-        )
-    return ImageList.of(folder, files)
+    content = scan_folder(folder)
+    others = others_text(content.others)
+    if not content.images:
+        found = f"it holds {others}" if others else "it is empty" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"There is no image file under {folder} ({found}): give a folder that holds some.")
+    if others:
+        _say_once(f"{folder}: files that are no images by their endings are left out: {others}.")
+    return ImageList.of(folder, content.images)
 
 
-def image_files(folder: Path) -> list[str]:
-    """The image files under a folder by their suffix, at any depth: paths relative to it, sorted. No folder is one.
-
-    Raises:
-        UserError: a folder under it cannot be entered.
-    """
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise UserError(
-                f"The folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or take it out."
-            ) from error
-
-    found = []
-    for here, _, names in os.walk(folder, onerror=refuse):
-        found += [Path(here, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+@functools.cache
+def _say_once(message: str) -> None:
+    get_logger().info(message)
 
 
 def list_class_folders(folder: str | Path, class_names: Sequence[str]) -> ImageList:
@@ -208,7 +199,7 @@ def thumbnail(path: Path, size: int) -> Image.Image | None:
     """A small picture of an image file, its longest side `size` pixels at most; None where it cannot be decoded."""
     try:
         image = decode(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # see ListDataset
         return None
     image.thumbnail((size, size))
     return image
@@ -253,10 +244,10 @@ class ListDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple | str | UserError:
+    def __getitem__(self, item: tuple[int, int]) -> tuple | BadImage | UserError:
         """One image for each transform, [S, S, 3] uint8, and the label last.
 
-        Of a file that is missing or cannot be decoded its path, to be left out, or the error, to be raised: raised
+        Of a file that is missing or cannot be decoded a record, to be left out, or the error, to be raised: raised
         here, in a worker process, it would arrive under that process's traceback.
 
         Args:
@@ -266,56 +257,54 @@ class ListDataset(Dataset):
         path = self.images.path(index)
         try:
             image = decode(path)
-        except UNDECODABLE as error:
-            return str(path) if self.skip_bad else bad_image(path, error)
+        except Exception as error:  # damaged files make Pillow's decoders raise anything
+            bad = self.images.bad_image(index, error)
+            return bad if self.skip_bad else bad_image_error(path, bad)
         with seeded(seed):
             results = [to_tensor(transform(image)) for transform in self.transforms]
         return *results, int(self.images.targets[index])
 
 
-def read_small(images: ImageList, size: int) -> tuple[Tensor, ImageList]:
+def read_small(images: ImageList, size: int) -> tuple[Tensor, ImageList, list[BadImage]]:
     """Decode images into memory, scaled to `size` on the shorter side and cropped to the middle.
 
     Those that cannot be decoded are left out, with a warning that names them.
 
     Returns:
-        [N, 3, size, size] uint8, and the list of these images.
+        [N, 3, size, size] uint8, the list of these images, and records of the others.
 
     Raises:
         UserError: none can be decoded.
     """
-    decoded, good = [], []
+    decoded, good, bad = [], [], []
     for index in progress(range(len(images)), "reading images", unit="image"):
         try:
             image = ImageOps.fit(decode(images.path(index)), (size, size), Image.Resampling.BILINEAR)
-        except UNDECODABLE as error:
-            get_logger().warning(f"{images.path(index)} is left out: {why_bad(error)}.")
+        except Exception as error:  # see ListDataset
+            bad.append(images.bad_image(index, error))
             continue
         decoded.append(to_tensor(image).permute(2, 0, 1))
         good.append(index)
     if not good:
-        raise UserError(f"None of the {len(images)} images of {images.list_path} can be decoded: give others.")
-    return torch.stack(decoded), images.select(np.array(good))
+        raise none_decoded(bad)
+    if bad:
+        get_logger().warning(bad_images_sentence(bad, len(images)))
+    return torch.stack(decoded), images.select(np.array(good)), bad
 
 
-def why_bad(error: Exception) -> str:
-    return "it is missing" if isinstance(error, FileNotFoundError) else f"it cannot be decoded ({error})"
-
-
-def bad_image(path: Path, error: Exception) -> UserError:
-    what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be decoded ({error})"
+def bad_image_error(path: Path, bad: BadImage) -> UserError:
     return UserError(
-        f"The image {path} {what}: mend or replace it, take it off the list, or set "
-        'data_loader;args;on_bad_image to "skip" for training.'
+        f"The image {path} {bad.reason}: mend or replace it, take it off the list, or leave such images out, "
+        '--set "data_loader;args;on_bad_image=skip".'
     )
 
 
-def collate(items: list[tuple | str | UserError]) -> tuple:
+def collate(items: list[tuple | BadImage | UserError]) -> tuple:
     """A batch of items of ListDataset.
 
     Returns:
-        A list of [B, 3, S, S] uint8, channels last in memory, one for each transform; labels [B]; paths left out, or
-        errors.
+        A list of [B, 3, S, S] uint8, channels last in memory, one for each transform; labels [B]; records of images
+        left out, or errors.
     """
     bad = [item for item in items if not isinstance(item, tuple)]
     good = [item for item in items if isinstance(item, tuple)]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches, TrainedOn, digest
+from data_loader.augmentation import RAND_AUGMENT_MAGNITUDE, check_augmentation
 from data_loader.class_profiles import (
     check_distributions,
     distribution_indices,
@@ -23,7 +24,8 @@ from data_loader.class_profiles import (
 from data_loader.datasets import ImageSet
 from data_loader.image_lists import ImageList, list_folder, read_small
 from data_loader.samplers import balanced_order, batch_slices, epoch_order, shard
-from data_loader.tensor_transforms import CropFlipRotate, ViewAugmentation, normalize
+from data_loader.tensor_appearance import ColorJitter, RandAugmentGroups
+from data_loader.tensor_transforms import CROP_PADDING, ROTATION, CropFlipRotate, ViewAugmentation, normalize
 from utils.errors import UserError
 from utils.seed import MILD_VIEWS, TRAINING, VIEWS, epoch_generator
 
@@ -45,7 +47,16 @@ class InMemoryDataLoader(BaseDataLoader):
             `shuffle` has no effect.
         val_fraction: part of every class's training images that is not trained on but validates, see `hold_out`; 0, the
             published protocol, has the test images validate.
+        flip: whether an image may be mirrored: in training, in random views and in averaged ones; None for `mirror`.
+        crop_padding: pixels of zeros around an image in training, before a random crop of its size.
+        rotation: rotations in training are uniform in [-rotation, rotation] degrees.
+        color_jitter: brightness, contrast and saturation jitter in training; 0 for none.
+        rand_augment: operations of torchvision's RandAugment on each training image; 0 for none.
+        rand_augment_magnitude: their strength, 0 to 30.
         trained_on: what a checkpoint says of the data, in their place; then they are not loaded.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     preparation = "A picture of another size is scaled on its shorter side (bilinear), and its middle is cropped."
@@ -65,9 +76,22 @@ class InMemoryDataLoader(BaseDataLoader):
         num_workers: int,
         balanced: bool = False,
         val_fraction: float = 0.0,
+        flip: bool | None = None,
+        crop_padding: int = CROP_PADDING,
+        rotation: float = ROTATION,
+        color_jitter: float = 0.0,
+        rand_augment: int = 0,
+        rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
         trained_on: TrainedOn | None = None,
     ):
         super().__init__(batch_size)
+        check_augmentation(color_jitter, rand_augment, rand_augment_magnitude)
+        if not 0 <= crop_padding <= self.image_size or not 0 <= rotation <= 180:
+            raise ValueError(
+                f"crop_padding must be 0 to {self.image_size} pixels and rotation 0 to 180 degrees, not {crop_padding} "
+                f"and {rotation}"
+            )
+        self.mirror = self.mirror if flip is None else flip
         self.shuffle = shuffle
         self.balanced = balanced
         self.val_fraction = val_fraction
@@ -76,7 +100,11 @@ class InMemoryDataLoader(BaseDataLoader):
         held_out = held_out_counts(self.subset_counts, val_fraction)
         self.cls_num_list = [whole - part for whole, part in zip(self.subset_counts, held_out, strict=True)]
         self.distributions = check_distributions(distributions)
-        self.augmentation = CropFlipRotate(self.image_size, flip=self.mirror)
+        self.augmentation = CropFlipRotate(self.image_size, crop_padding, self.mirror, rotation)
+        self.appearance = [
+            *([RandAugmentGroups(rand_augment, rand_augment_magnitude, batch_size)] if rand_augment else []),
+            *([ColorJitter(color_jitter)] if color_jitter else []),
+        ]
         self.views = ViewAugmentation(self.image_size, flip=self.mirror)
         self.mild_crop = CropFlipRotate(self.image_size, flip=self.mirror, degrees=0.0)
         if trained_on:
@@ -124,11 +152,14 @@ class InMemoryDataLoader(BaseDataLoader):
             order = epoch_order(count, self.shuffle, generator)
         order = order.to(self.device)
         params = self.augmentation.sample_params(count, generator).to(self.device)
+        further = [change.sample_params(count, generator) for change in self.appearance]
         images, targets = (tensor.to(self.device) for tensor in self.train_set)
         for batch in batch_slices(count, self.batch_size, smallest=2 * self.world_size)[self.first_batch :]:
             part = shard(batch, self.rank, self.world_size)
             indices = order[part]
             augmented = self.augmentation.apply(images[indices], params.select(part))
+            for change, its_params in zip(self.appearance, further, strict=True):
+                augmented = change.apply(augmented, its_params.select(part))
             yield normalize(augmented, self.mean, self.std), targets[indices]
 
     def split_validation(self) -> EvaluationBatches:
@@ -219,7 +250,7 @@ class InMemoryDataLoader(BaseDataLoader):
         if isinstance(images, (str, Path)):
             images = list_folder(images)
         if isinstance(images, ImageList):
-            images, read = read_small(images, self.image_size)
+            images, read, other.files_left_out = read_small(images, self.image_size)
             other.file_names = read.names()
         else:
             other.file_names = None
@@ -255,4 +286,9 @@ class InMemoryDataLoader(BaseDataLoader):
         self._check_held_out_validation()
         other = copy.copy(self)
         other.test_set = self._split[1]
+        return other
+
+    def with_chosen_test_images(self, indices: np.ndarray) -> Self:
+        other = copy.copy(self)
+        other.test_set = self.test_set.select(indices)
         return other

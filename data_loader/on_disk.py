@@ -14,11 +14,15 @@ from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader, EvaluationBatches, TrainedOn, digest
 from data_loader import pil_transforms
+from data_loader.augmentation import CROP_SCALE, RAND_AUGMENT_MAGNITUDE, check_augmentation
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices, hold_out
+from data_loader.file_check import check_listed_files
 from data_loader.image_lists import ImageList, ListDataset, collate, list_class_folders, list_folder, thumbnail
 from data_loader.overlaps import compare_lists, shared_files
 from data_loader.samplers import EpochBatches, balanced_order, batch_slices, epoch_order, shard
 from data_loader.tensor_transforms import normalize
+from data_loader.workers import fetched, usable_cores
+from utils.bad_images import BadImage
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.seed import MILD_VIEWS, TRAINING, VIEWS, epoch_generator
@@ -40,12 +44,18 @@ class ListDataLoader(BaseDataLoader):
         mean, std: of each channel, in 0..1.
         distributions: test distributions, chosen from the test list: "forward50", "uniform", "backward2", ...
         color_jitter: brightness, contrast and saturation jitter in training; 0 for none.
+        flip: whether an image may be mirrored: in training, in random views and in averaged ones. False where mirrored
+            images may be of another class.
+        crop_scale: smallest and largest part of an image that training shows, as fractions of its area.
+        rand_augment: operations of torchvision's RandAugment on each training image; 0 for none.
+        rand_augment_magnitude: their strength, 0 to 30.
         shuffle: visit training images in random order.
         num_workers: worker processes that decode and augment, one for each usable core at most.
         balanced: sample classes, not images, uniformly, with replacement; `shuffle` then has no effect.
         retain_epoch_size: with `balanced`, an epoch has as many samples as there are images; else C times as many as
             the largest class has.
-        on_bad_image: in training, "stop" at a file that cannot be decoded, or "skip" it and say so. Evaluation stops.
+        on_bad_image: "stop" at a file that cannot be decoded, or "skip" it, in training, evaluation and prediction, and
+            list it; None stops, but for the unlabeled images of `with_test_images`, which are skipped.
         class_names: file with the name of one class a line, for predictions; without it, classes are called by number.
         val_fraction: where there is no list of validation images: part of every class's training images that is not
             trained on but validates, see `hold_out`.
@@ -75,20 +85,28 @@ class ListDataLoader(BaseDataLoader):
         num_workers: int = 4,
         balanced: bool = False,
         retain_epoch_size: bool = True,
-        on_bad_image: str = "stop",
+        on_bad_image: str | None = None,
         class_names: str | None = None,
         val_fraction: float = 0.0,
+        flip: bool = True,
+        crop_scale: list[float] = CROP_SCALE,
+        rand_augment: int = 0,
+        rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
         trained_on: TrainedOn | None = None,
     ):
         super().__init__(batch_size)
-        if on_bad_image not in ("stop", "skip"):
+        if on_bad_image not in ("stop", "skip", None):
             raise ValueError(f'on_bad_image must be "stop" or "skip", not "{on_bad_image}"')
+        check_augmentation(color_jitter, rand_augment, rand_augment_magnitude)
+        if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must be two numbers, 0 < smallest <= largest <= 1, not {list(crop_scale)}")
         if image_size < 8 or num_workers < 0 or len(mean) != 3 or len(std) != 3:
             raise ValueError("image_size must be at least 8, num_workers at least 0, mean and std three numbers each")
         self.image_size = image_size
         self.mean = tuple(mean)
         self.std = tuple(std)
-        self.color_jitter = color_jitter
+        self.mirror = flip
+        self.augmentation = (color_jitter, flip, tuple(crop_scale), rand_augment, rand_augment_magnitude)
         self.shuffle = shuffle
         self.num_workers = num_workers
         self.balanced = balanced
@@ -97,6 +115,10 @@ class ListDataLoader(BaseDataLoader):
         self.distributions = check_distributions(distributions)
         self._training: DataLoader | None = None
         self._batches = EpochBatches()
+        skip = on_bad_image == "skip"
+        self.bad_training_images = {} if skip else None
+        self._bad_validation_images: dict[int, BadImage] | None = {} if skip else None
+        self._bad_test_images: dict[int, BadImage] | None = {} if skip else None
         if trained_on:
             self.take(trained_on)
             self.train_images = self.val_images = self.test_images = ImageList.of(Path(train_list), [])
@@ -183,6 +205,7 @@ class ListDataLoader(BaseDataLoader):
             )
         other = self._with_test_list(images.with_targets(np.zeros(len(images), np.int64)))
         other.has_test_labels = False
+        other._bad_test_images = None if self.on_bad_image == "stop" else {}
         return other
 
     def with_labeled_images(self, images: str | Path) -> Self:
@@ -219,7 +242,19 @@ class ListDataLoader(BaseDataLoader):
         other.test_images = images
         other._training = None
         other._batches = EpochBatches()
+        other._bad_test_images = None if self._bad_test_images is None else {}
         return other
+
+    def with_chosen_test_images(self, indices: np.ndarray) -> Self:
+        return self._with_test_list(self.test_images.select(indices))
+
+    def check_files(self, training: bool = True) -> None:
+        lists = {"train_list": self.train_images} if training else {}
+        lists["test_list"] = self.test_images
+        if training and self.val_images is not self.test_images:
+            lists["val_list"] = self.val_images
+        for name, images in lists.items():
+            check_listed_files(images, name, some=self._bad_test_images is not None)
 
     def _renumber(self) -> None:
         """Number the classes by falling training frequency; equally frequent ones keep their order."""
@@ -256,14 +291,11 @@ class ListDataLoader(BaseDataLoader):
         slices = batch_slices(len(order), self.batch_size, smallest=2 * self.world_size)[self.first_batch :]
         self._batches.batches = [items[shard(batch, self.rank, self.world_size)] for batch in slices]
         if self._training is None:
-            pipeline = pil_transforms.training(self.image_size, self.color_jitter)
+            pipeline = pil_transforms.training(self.image_size, *self.augmentation)
             dataset = ListDataset(self.train_images, [pipeline], self.on_bad_image == "skip")
             self._training = self._data_loader(dataset, self._batches, persistent=True)
         for images, targets, bad in fetched(self._training):
-            for problem in bad:
-                if isinstance(problem, UserError):
-                    raise problem
-                get_logger().warning(f"{problem} cannot be decoded: left out.")
+            keep_bad(bad, self.bad_training_images)
             shown = images[0] if images else torch.zeros(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
             yield self._prepare(shown), targets.to(self.device, non_blocking=True)
 
@@ -288,38 +320,56 @@ class ListDataLoader(BaseDataLoader):
         return normalize(images.to(self.device, non_blocking=True), self.mean, self.std)
 
     def _evaluation(
-        self, images: ImageList, pipelines: list, indices: Sequence[int], seeds: Sequence[int], source: str
+        self,
+        images: ImageList,
+        pipelines: list,
+        indices: Sequence[int],
+        seeds: Sequence[int],
+        source: str,
+        bad_images: dict[int, BadImage] | None,
     ) -> EvaluationBatches:
         """Batches of (images, labels) for one pipeline; of (images of the first, images of the second) for two."""
         items = list(zip(np.asarray(indices).tolist(), seeds, strict=True))
 
         def batches(parts: Sequence[slice]) -> Iterator[tuple[Tensor, ...]]:
-            dataset = ListDataset(images, pipelines, skip_bad=False)
-            for columns, targets, bad in fetched(self._data_loader(dataset, [items[part] for part in parts])):
-                if bad:
-                    raise bad[0]
+            dataset = ListDataset(images, pipelines, skip_bad=bad_images is not None)
+            chosen = [items[part] for part in parts]
+            for batch, (columns, targets, bad) in zip(chosen, fetched(self._data_loader(dataset, chosen)), strict=True):
                 prepared = tuple(self._prepare(column) for column in columns)
+                if bad:
+                    keep_bad(bad, bad_images)
+                    missing = {image.index for image in bad}
+                    good = [index not in missing for index, _ in batch]
+                    targets = torch.from_numpy(images.targets)[[index for index, _ in batch]]
+                    prepared = self._with_zeros(prepared, good, len(pipelines))
                 yield prepared if len(prepared) > 1 else (*prepared, targets.to(self.device))
 
         targets = torch.from_numpy(images.targets)[torch.as_tensor(indices)]
-        return EvaluationBatches(batches, batch_slices(len(items), EVALUATION_BATCH), targets, source)
+        return EvaluationBatches(batches, batch_slices(len(items), EVALUATION_BATCH), targets, source, bad_images)
+
+    def _with_zeros(self, columns: Sequence[Tensor], good: list[bool], views: int) -> tuple[Tensor, ...]:
+        """Columns of the images that are good, with zeros for the others: [G, 3, S, S] -> [B, 3, S, S] each."""
+        whole = [torch.zeros(len(good), 3, self.image_size, self.image_size, device=self.device) for _ in range(views)]
+        for images, column in zip(whole, columns, strict=False):  # without any good image there is no column
+            images[torch.tensor(good, device=self.device)] = column
+        return tuple(whole)
 
     def split_validation(self) -> EvaluationBatches:
         source = "test set" if self.val_images is self.test_images else "validation set"
-        return self._plain(self.val_images, source)
+        return self._plain(self.val_images, source, self._bad_validation_images)
 
     @property
     def test_names(self) -> list[str]:
         return self.test_images.names()
 
     def test_batches(self) -> EvaluationBatches:
-        return self._plain(self.test_images, "test set")
+        return self._plain(self.test_images, "test set", self._bad_test_images)
 
-    def _plain(self, images: ImageList, source: str) -> EvaluationBatches:
+    def _plain(self, images: ImageList, source: str, bad_images: dict[int, BadImage] | None) -> EvaluationBatches:
         if not len(images):
             self._check_data()
         pipeline = pil_transforms.evaluation(self.image_size)
-        return self._evaluation(images, [pipeline], range(len(images)), [0] * len(images), source)
+        return self._evaluation(images, [pipeline], range(len(images)), [0] * len(images), source, bad_images)
 
     def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
         return [thumbnail(self.test_images.path(index), size) for index in indices]
@@ -331,37 +381,30 @@ class ListDataLoader(BaseDataLoader):
     def two_view_batches(self, indices: np.ndarray, pass_number: int) -> EvaluationBatches:
         # Seeds for all test images, so that the views of an image do not depend on which others are asked for.
         seeds = np.array(_seeds(len(self.test_images), epoch_generator(self.seed, pass_number, VIEWS)))[indices]
-        pipelines = [pil_transforms.view(self.image_size, self.smallest_view)] * 2
-        return self._evaluation(self.test_images, pipelines, indices, seeds.tolist(), "two views of test images")
+        pipelines = [pil_transforms.view(self.image_size, self.smallest_view, self.mirror)] * 2
+        source = "two views of test images"
+        return self._evaluation(self.test_images, pipelines, indices, seeds.tolist(), source, self._bad_test_images)
 
     def mild_view_batches(self, number: int) -> EvaluationBatches:
         self._check_view_number(number)
         count = len(self.test_images)
         seeds = _seeds(count, epoch_generator(self.seed, number, MILD_VIEWS))
         pipeline = pil_transforms.mild_view(self.image_size, number, self.mirror)
-        return self._evaluation(self.test_images, [pipeline], range(count), seeds, "mild view of test images")
+        source = "mild view of test images"
+        return self._evaluation(self.test_images, [pipeline], range(count), seeds, source, self._bad_test_images)
 
 
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def fetched(batches: DataLoader) -> Iterator:
-    """The batches, with one sentence where a worker process is killed.
+def keep_bad(found: Sequence[BadImage | UserError], kept: dict[int, BadImage] | None) -> None:
+    """Keep the records that `collate` has of images that are left out.
 
     Raises:
-        UserError: it was.
+        UserError: they are not to be left out.
     """
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "A worker process that decodes images was killed (out of memory?): start again, with a smaller "
-            "data_loader;args;num_workers if memory is short."
-        ) from error
+    for problem in found:
+        if isinstance(problem, UserError):
+            raise problem
+        if kept is not None:
+            kept[problem.index] = problem
 
 
 def _seeds(count: int, generator: torch.Generator) -> list[int]:

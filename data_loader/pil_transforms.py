@@ -10,16 +10,39 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from data_loader.augmentation import CROP_SCALE, RAND_AUGMENT_MAGNITUDE
 from utils.torchvision_import import torchvision
 
 Pipeline = Callable[[Image.Image], Image.Image]
 
 
-def training(size: int, jitter: float) -> Pipeline:
-    """Random resized crop, flip, and color jitter of brightness, contrast and saturation (none where 0)."""
+def training(
+    size: int,
+    jitter: float,
+    flip: bool = True,
+    crop_scale: tuple[float, float] = CROP_SCALE,
+    rand_augment: int = 0,
+    magnitude: int = RAND_AUGMENT_MAGNITUDE,
+) -> Pipeline:
+    """Random resized crop, flip, RandAugment, and color jitter of brightness, contrast and saturation.
+
+    Args:
+        size: S.
+        jitter: strength of the color jitter; 0 for none.
+        flip: whether images may be mirrored.
+        crop_scale: smallest and largest part of an image that a crop shows, as fractions of its area.
+        rand_augment: operations of RandAugment (arXiv 1909.13719); 0 for none.
+        magnitude: their strength, 0 to 30.
+    """
     t = torchvision().transforms
-    steps = [t.RandomResizedCrop(size), t.RandomHorizontalFlip()]
-    return t.Compose(steps + ([ColorJitter(jitter)] if jitter else []))
+    steps: list[Pipeline] = [t.RandomResizedCrop(size, scale=crop_scale)]
+    if flip:
+        steps.append(t.RandomHorizontalFlip())
+    if rand_augment:
+        steps.append(t.RandAugment(rand_augment, magnitude))
+    if jitter:
+        steps.append(ColorJitter(jitter))
+    return t.Compose(steps)
 
 
 class ColorJitter:
@@ -106,23 +129,22 @@ class CropNearCenter:
         return image.crop((left, top, left + self.size, top + self.size))
 
 
-def view(size: int, smallest: float) -> Pipeline:
+def view(size: int, smallest: float, mirror: bool = True) -> Pipeline:
     """One random view for test-time training (MoCo v2's augmentation, arXiv 2003.04297).
 
     Args:
         size: S.
         smallest: least share of the image that the random resized crop keeps.
+        mirror: whether the view may be mirrored.
     """
     t = torchvision().transforms
-    return t.Compose(
-        [
-            t.RandomResizedCrop(size, scale=(smallest, 1.0)),
-            t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-            t.RandomGrayscale(p=0.2),
-            t.RandomApply([_RandomBlur(0.1, 2.0)], p=0.5),
-            t.RandomHorizontalFlip(),
-        ]
-    )
+    steps = [
+        t.RandomResizedCrop(size, scale=(smallest, 1.0)),
+        t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        t.RandomGrayscale(p=0.2),
+        t.RandomApply([_RandomBlur(0.1, 2.0)], p=0.5),
+    ]
+    return t.Compose([*steps, t.RandomHorizontalFlip()] if mirror else steps)
 
 
 class _RandomBlur:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from base.base_data_loader import TrainedOn
+from data_loader.augmentation import CROP_SCALE, RAND_AUGMENT_MAGNITUDE
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.image_lists import ImageList
 from data_loader.on_disk import IMAGENET_MEAN, IMAGENET_STD, ListDataLoader
@@ -24,6 +25,8 @@ class PublishedListDataLoader(ListDataLoader):
         train_list, val_list, test_list: other lists than the published ones; with another test list, the test
             distributions are chosen from it.
         distributions: names of the test distributions; by default the published ones.
+        flip, crop_scale, rand_augment, rand_augment_magnitude: as in ListDataLoader.
+        color_jitter: as in ListDataLoader; None for what the data set is usually trained with.
         val_fraction: as in ListDataLoader; for iNaturalist, whose validation images are its test images.
         trained_on: see ListDataLoader.
     """
@@ -42,7 +45,7 @@ class PublishedListDataLoader(ListDataLoader):
         num_workers: int = 4,
         balanced: bool = False,
         retain_epoch_size: bool = True,
-        on_bad_image: str = "stop",
+        on_bad_image: str | None = None,
         image_size: int = 224,
         list_dir: str = "data_txt",
         train_list: str | None = None,
@@ -50,6 +53,11 @@ class PublishedListDataLoader(ListDataLoader):
         test_list: str | None = None,
         distributions: list[str] | None = None,
         val_fraction: float = 0.0,
+        color_jitter: float | None = None,
+        flip: bool = True,
+        crop_scale: list[float] = CROP_SCALE,
+        rand_augment: int = 0,
+        rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
         trained_on: TrainedOn | None = None,
     ):
         self.list_dir = Path(list_dir)
@@ -64,13 +72,17 @@ class PublishedListDataLoader(ListDataLoader):
             mean=self.mean,
             std=self.std,
             distributions=distributions or self.published,
-            color_jitter=self.jitter,
+            color_jitter=self.jitter if color_jitter is None else color_jitter,
             shuffle=shuffle,
             num_workers=num_workers,
             balanced=balanced,
             retain_epoch_size=retain_epoch_size,
             on_bad_image=on_bad_image,
             val_fraction=val_fraction,
+            flip=flip,
+            crop_scale=crop_scale,
+            rand_augment=rand_augment,
+            rand_augment_magnitude=rand_augment_magnitude,
             trained_on=trained_on,
         )
 

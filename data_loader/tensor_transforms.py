@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Of the published training on CIFAR: zeros around an image before the crop, in pixels; largest rotation, in degrees.
+CROP_PADDING, ROTATION = 4, 15.0
+
 
 def normalize(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """[B, 3, H, W], uint8 or float in 0..1 -> float32, each channel (x - mean) / std with x in 0..1."""
@@ -76,9 +79,9 @@ class CropFlipRotate:
     """
 
     size: int
-    padding: int = 4
+    padding: int = CROP_PADDING
     flip: bool = True
-    degrees: float = 15.0
+    degrees: float = ROTATION
 
     def sample_params(self, count: int, generator: torch.Generator) -> GeometricParams:
         """Random parameters of `count` images, on the CPU."""
@@ -155,7 +158,7 @@ class ViewAugmentation:
     """
 
     size: int
-    padding: int = 4
+    padding: int = CROP_PADDING
     flip: bool = True
     brightness: float = 0.4
     contrast: float = 0.4

@@ -8,8 +8,10 @@ from data_loader.class_profiles import held_out_counts
 from data_loader.data_loaders import ImbalanceCIFAR10DataLoader, ImbalanceCIFAR100DataLoader, ImbalanceDigitsDataLoader
 from data_loader.datasets import ImageSet, load_digits
 from data_loader.samplers import batch_slices, shard
+from data_loader.tensor_appearance import RandAugmentGroups
 from data_loader.tensor_transforms import normalize
 from utils.errors import UserError
+from utils.torchvision_import import torchvision
 
 
 @pytest.fixture
@@ -279,3 +281,74 @@ def test_digits_of_fewer_pixels():
     )
     with pytest.raises(ValueError, match="resolution must be 1, 2, 4 or 8, not 3"):
         ImbalanceDigitsDataLoader(8, resolution=3)
+
+
+class SmallCIFAR(ImbalanceCIFAR100DataLoader):
+    """CIFAR's loader on the digits, for its arguments."""
+
+    image_size = 16
+    classes = 10
+    largest_class = 60
+
+    def load(self, train: bool) -> ImageSet:
+        return load_digits(train, self.image_size)
+
+
+def small_cifar(rank: int = 0, world_size: int = 1, **options) -> SmallCIFAR:
+    loader = SmallCIFAR("", 50, imb_factor=0.5, **options)
+    loader.prepare(torch.device("cpu"), seed=1, rank=rank, world_size=world_size)
+    return loader
+
+
+def test_every_augmentation_argument_of_cifar_changes_training():
+    def images(**options):
+        return torch.cat([batch for batch, _ in small_cifar(**options)])
+
+    plain = images()
+    defaults = {"flip": True, "crop_padding": 4, "rotation": 15.0, "color_jitter": 0.0, "rand_augment": 0}
+    assert torch.equal(images(**defaults), plain)
+    changes = ({"flip": False}, {"crop_padding": 2}, {"rotation": 0.0}, {"color_jitter": 0.4}, {"rand_augment": 2})
+    for options in changes:
+        assert not torch.equal(images(**options), plain), options
+        assert torch.equal(images(**options), images(**options)), options
+    weak, strong = (images(rand_augment=2, rand_augment_magnitude=magnitude) for magnitude in (1, 20))
+    assert not torch.equal(weak, strong)
+    for options in ({"crop_padding": -1}, {"rotation": 200.0}, {"color_jitter": -1.0}, {"rand_augment": 11}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            small_cifar(**options)
+
+
+def test_processes_augment_as_one_does():
+    options = {"color_jitter": 0.4, "rand_augment": 2}
+    whole = list(small_cifar(**options))
+    shards = [list(small_cifar(rank, 2, **options)) for rank in range(2)]
+    for step, (images, _) in enumerate(whole):
+        torch.testing.assert_close(torch.cat([shards[rank][step][0] for rank in range(2)]), images)
+    resumed = small_cifar(**options)
+    resumed.set_epoch(0, first_batch=2)
+    assert torch.equal(next(iter(resumed))[0], whole[2][0])
+
+
+def test_cifar_without_flips_has_no_mirrored_views():
+    loader = small_cifar(flip=False)
+    assert loader.mild_view_numbers(2) == [0, 2, 3] and small_cifar().mild_view_numbers(2) == [0, 1, 2, 3]
+    for augmentation in (loader.augmentation, loader.mild_crop):
+        assert not augmentation.sample_params(500, torch.Generator()).flip.any()
+    assert not loader.views.sample_params(500, torch.Generator()).crop.flip.any()
+
+
+def test_rand_augment_draws_each_operation_as_torchvision_does():
+    """Of many images of one value, brightness and the like change some; the share unchanged is torchvision's."""
+    ours = RandAugmentGroups(1, 9, batch_size=16)
+    images = torch.full((4000, 3, 4, 4), 100, dtype=torch.uint8)
+    changed = ours.apply(images, ours.sample_params(4000, torch.Generator().manual_seed(0)))
+    torch.manual_seed(0)
+    theirs = torchvision().transforms.RandAugment(1, 9)
+    expected = torch.stack([theirs(image) for image in images[:1000]])
+    share = ((changed == 100).flatten(1).all(dim=1)).float().mean()
+    assert abs(share - ((expected == 100).flatten(1).all(dim=1)).float().mean()) < 0.06 and 0.2 < share < 0.9
+
+
+def test_chosen_test_images(loader):
+    few = loader.with_chosen_test_images(np.array([7, 3]))
+    assert torch.equal(few.test_set.images, loader.test_set.images[[7, 3]]) and len(few.test_batches().targets) == 2

@@ -21,8 +21,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from test_choices import Scripted
 
+from data_loader.class_folders import SplitOptions
 from data_loader.data_loaders import ListDataLoader
-from data_loader.image_lists import IMAGE_SUFFIXES, ImageList
+from data_loader.image_folders import image_suffixes, is_leftover
+from data_loader.image_lists import ImageList
 from trainer.command_line import parse
 from trainer.registry import make_config
 from trainer.training import training_config
@@ -168,7 +170,7 @@ def test_list_files(train, test):
 names = st.binary(min_size=1, max_size=20).filter(
     lambda name: not set(name) & set(b"/\0") and name not in (b".", b"..")
 )
-image_names = st.builds(lambda name, suffix: name + suffix.encode(), names, st.sampled_from(sorted(IMAGE_SUFFIXES)))
+image_names = st.builds(lambda name, suffix: name + suffix.encode(), names, st.sampled_from(sorted(image_suffixes())))
 
 
 @fuzzed
@@ -181,13 +183,14 @@ def test_folders(classes, test_per_class):
             for file in files:
                 open(os.path.join(folder, name, file), "wb").close()
         out = Path(os.fsdecode(folder) + ".lists")
-        from_folder(Path(os.fsdecode(folder)), out, test_per_class)
+        from_folder(Path(os.fsdecode(folder)), out, SplitOptions(test_per_class))
         listed = [path for s in ("train", "test") for path in ImageList.read(out / f"{s}.txt", "").raw_names()]
         images = {
             name + b"/" + file
             for name, files in classes.items()
             for file in files
-            if not name.startswith(b".") and Path(os.fsdecode(file)).suffix.lower() in IMAGE_SUFFIXES
+            if not any(is_leftover(os.fsdecode(part)) for part in (name, file))
+            and Path(os.fsdecode(file)).suffix.lower() in image_suffixes()
         }
         assert sorted(listed) == sorted(images)
         event("listed")

@@ -1,6 +1,8 @@
 """List files, decoding, and the loaders for large images, on images made here."""
 
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Place
 from data_loader.image_lists import ImageList, decode, list_folder, to_tensor
 from data_loader.samplers import balanced_order
 from data_loader.tensor_transforms import normalize
-from trainer import train
+from trainer import adapt, load_run, train
 from trainer.command_line import Options
+from trainer.evaluation import chosen_distributions
 from trainer.results import Predictions
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -50,8 +53,10 @@ def folder(tmp_path_factory):
     return root
 
 
-def make(folder, **options) -> ListDataLoader:
-    options = {
+def list_options(folder, **options) -> dict:
+    """Arguments of a ListDataLoader."""
+    return {
+        "data_dir": str(folder),
         "train_list": str(folder / "train.txt"),
         "test_list": str(folder / "test.txt"),
         "batch_size": 8,
@@ -60,7 +65,10 @@ def make(folder, **options) -> ListDataLoader:
         "distributions": ["forward2", "uniform", "backward2"],
         **options,
     }
-    return ListDataLoader(str(folder), **options)
+
+
+def make(folder, **options) -> ListDataLoader:
+    return ListDataLoader(**list_options(folder, **options))
 
 
 # --- lists ---
@@ -164,12 +172,170 @@ def test_a_broken_image_stops_and_is_named_or_is_left_out(folder, tmp_path, work
     (folder / "broken.png").write_bytes(data[: len(data) // 2])
     train_list = broken_list(folder, tmp_path, "broken.png")
     loader = make(folder, train_list=train_list, num_workers=workers)
-    for batches in (loader, loader.with_test_images(loader.train_images).test_batches()):
+    stopping = make(folder, train_list=train_list, num_workers=workers, on_bad_image="stop")
+    for batches in (loader, stopping.with_test_images(loader.train_images).test_batches()):
         with pytest.raises(UserError, match=r"^The image .*broken\.png cannot be decoded .*: mend") as caught:
             list(batches)
         assert "Traceback" not in str(caught.value)
     batches = list(make(folder, train_list=train_list, num_workers=workers, on_bad_image="skip"))
     assert sum(len(target) for _, target in batches) == sum(COUNTS)
+
+
+@pytest.fixture
+def damaged(folder, tmp_path):
+    """Test and validation lists, each with the image before last cut off, and a folder with two such images."""
+    data = (folder / "train" / "class 0" / "1.png").read_bytes()
+    (folder / "cut.png").write_bytes(data[: len(data) // 2])
+    lines = (folder / "test.txt").read_text().splitlines()
+    (tmp_path / "test.txt").write_text("\n".join([*lines, "cut.png 2", "nowhere.png 1"]) + "\n")
+    (tmp_path / "new").mkdir()
+    for number in range(4):
+        make_image(1, number).save(tmp_path / "new" / f"{number}.ppm")
+    (tmp_path / "new" / "1.ppm").write_bytes(b"P6\n40 40\n255\nxx")
+    (tmp_path / "new" / "2.ppm").write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_skipped_in_evaluation(folder, damaged, workers):
+    damaged_list = str(damaged / "test.txt")
+    whole, loader = make(folder), make(folder, test_list=damaged_list, on_bad_image="skip", num_workers=workers)
+    batches = loader.test_batches()
+    ((images, targets),) = batches
+    assert torch.equal(images[:12], next(iter(whole.test_batches()))[0]) and not images[12:].any()
+    assert targets.tolist() == batches.targets.tolist() and targets[12:].tolist() == [2, 1]
+    assert {index: (bad.name, bad.reason.split(" (")[0]) for index, bad in batches.bad.items()} == {
+        12: ("cut.png", "cannot be decoded"),
+        13: ("nowhere.png", "is missing"),
+    }
+    ((first, second),) = loader.two_view_batches(np.array([12, 3]), pass_number=0)
+    assert first.shape == second.shape == (2, 3, SIZE, SIZE) and not first[0].any() and first[1].any()
+    ((none, _),) = loader.with_chosen_test_images(np.array([12, 13])).test_batches()
+    assert none.shape == (2, 3, SIZE, SIZE) and not none.any()
+    with pytest.raises(UserError, match=r"cut\.png cannot be decoded"):
+        list(make(folder, test_list=damaged_list, num_workers=workers).test_batches())
+
+
+def small_list_config(folder, tmp_path, **options) -> dict:
+    config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    config["arch"]["args"] |= {"num_classes": 3, "num_experts": 2, "layer2_output_dim": 16, "layer3_output_dim": 16}
+    config["trainer"] |= {"epochs": 1, "save_dir": str(tmp_path), "tensorboard": False}
+    data = list_options(folder, **{"distributions": ["uniform", "backward2"], **options})
+    return {**config, "data_loader": {"type": "ListDataLoader", "args": data}}
+
+
+def test_bad_images_are_left_out_and_listed_from_training_to_prediction(folder, damaged, capsys):
+    data = (folder / "train" / "class 0" / "1.png").read_bytes()
+    (folder / "broken.png").write_bytes(data[: len(data) // 2])
+    lists = {"train_list": broken_list(folder, damaged, "broken.png"), "test_list": str(damaged / "test.txt")}
+    config = small_list_config(folder, damaged, on_bad_image="skip", **lists)
+    config["trainer"]["epochs"] = 2
+    trained = train(config)
+    listed = pd.read_csv(Path(trained["run_dir"]) / "bad_images.csv")
+    assert listed["path"].tolist() == ["broken.png", "cut.png", "nowhere.png"]
+    assert listed["list"].tolist() == [lists["train_list"], *[lists["test_list"]] * 2]
+    text = capsys.readouterr().out
+    assert text.count("1 of 22 images are left out: broken.png cannot be decoded") == 1  # not in every epoch
+    assert "2 of 14 images are left out: cut.png cannot be decoded" in text
+
+    last = Path(trained["last"])
+    tested = script("test").main(Options(checkpoint=last))
+    assert tested["distributions"]["uniform"]["images"] == 12 and "2 of 14 test images cannot be" in tested["protocol"]
+    assert tested["remark"] == "2 test images cannot be decoded and are left out"
+    assert pd.read_csv(last.parent / "results/last/test/bad_images.csv")["path"].tolist() == ["cut.png", "nowhere.png"]
+    run = load_run(last, overrides={"averaged_views": 1})
+    assert run.excluded.tolist() == [12, 13] and len(run.without_bad_images().test_logits) == 12
+    chosen = chosen_distributions(run, None)
+    assert sorted(chosen["uniform"].tolist()) != list(range(12)) and not set(chosen["uniform"]) & {12, 13}
+    assert not set(run.labeled_draw(2).tolist()) & {12, 13}
+    learned = adapt(run, names=["uniform"])
+    assert learned.distributions["uniform"].images == len(chosen["uniform"])
+
+    # The list of an evaluation is removed where there is nothing to list any more.
+    mended = Options({"data_loader;args;test_list": str(folder / "test.txt")}, last)
+    assert "remark" not in script("test").main(mended)
+    assert not (last.parent / "results/last/test/bad_images.csv").exists()
+
+
+def test_predicting_skips_bad_images_unless_told_to_stop(folder, damaged, capsys):
+    last = Path(train(small_list_config(folder, damaged))["last"])
+    predicted = script("predict_folder").main(Options({}, last, output=damaged / "out", images=damaged / "new"))
+    table, bad = (pd.read_csv(damaged / "out" / f"{name}.csv") for name in ("predictions", "bad_images"))
+    assert table["path"].tolist() == ["0.ppm", "3.ppm"] and bad["path"].tolist() == ["1.ppm", "2.ppm"]
+    assert (predicted["images"], predicted["bad_images"]) == (2, 2)
+    assert "2 of 4 images are left out: 1.ppm cannot be decoded" in capsys.readouterr().out
+    stop = {"data_loader;args;on_bad_image": "stop"}
+    with pytest.raises(UserError, match=r"1\.ppm cannot be decoded"):
+        script("predict_folder").main(Options(stop, last, output=damaged / "out", images=damaged / "new"))
+    for name in ("0.ppm", "3.ppm"):
+        (damaged / "new" / name).write_bytes(b"")
+    with pytest.raises(UserError, match="None of the 4 images of .*new can be decoded"):
+        script("predict_folder").main(Options({}, last, output=damaged / "none", images=damaged / "new"))
+
+
+def test_a_mistyped_folder_is_refused_before_training(folder, tmp_path):
+    with pytest.raises(UserError, match="There is no folder .*mistyped"):
+        lists = {f"{split}_list": str(folder / f"{split}.txt") for split in ("train", "test")}
+        train(small_list_config(folder / "mistyped", tmp_path, **lists))
+    with pytest.raises(UserError, match=f"No image of train_list .* did you mean the folder {folder} "):
+        train(small_list_config(folder, tmp_path, data_dir=str(folder / "test")))
+    listed = broken_list(folder, tmp_path, "nowhere.png")
+    with pytest.raises(UserError, match=r"1 of 22 images .* that were looked up are missing, such as .*nowhere"):
+        train(small_list_config(folder, tmp_path, train_list=listed))
+    make(folder, train_list=listed, on_bad_image="skip").check_files()
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # no run folder was made
+
+
+def test_worker_processes_end_with_python(folder):
+    """Also where the loader is part of a cycle, which Python does not take apart at its end."""
+    program = (
+        "import sys; from data_loader.data_loaders import ListDataLoader\n"
+        "root = sys.argv[1]\n"
+        "loader = ListDataLoader(root, f'{root}/train.txt', f'{root}/test.txt', 8, image_size=32, num_workers=1)\n"
+        "batches = iter(loader); next(batches); loader.cycle = [loader, batches]; del loader, batches\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], cwd=ROOT, timeout=120, capture_output=True)
+    assert done.returncode == 0 and not done.stderr
+
+
+# --- augmentation ---
+
+
+def training_batch(folder, **options) -> torch.Tensor:
+    return torch.cat([images for images, _ in make(folder, shuffle=False, **options)])
+
+
+def test_every_augmentation_argument_changes_training(folder):
+    plain = training_batch(folder)
+    explicit = {"flip": True, "crop_scale": [0.08, 1.0], "rand_augment": 0, "color_jitter": 0.4}
+    assert torch.equal(training_batch(folder, **explicit), plain)
+    for options in ({"flip": False}, {"crop_scale": [0.9, 1.0]}, {"rand_augment": 2}, {"color_jitter": 0.0}):
+        assert not torch.equal(training_batch(folder, **options), plain), options
+    weak, strong = (training_batch(folder, rand_augment=2, rand_augment_magnitude=m) for m in (1, 20))
+    assert not torch.equal(weak, strong) and torch.equal(
+        training_batch(folder, rand_augment=2), training_batch(folder, rand_augment=2, num_workers=2)
+    )
+
+
+def test_nothing_is_mirrored_where_flip_is_off(tmp_path):
+    """Images that are dark on the left stay so, in training, in random views and in averaged ones."""
+    ramp = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 64, axis=0).repeat(3, axis=2)
+    for number in range(16):
+        Image.fromarray(ramp).save(tmp_path / f"{number}.png")
+    (tmp_path / "list.txt").write_text("".join(f"{number}.png {number % 2}\n" for number in range(16)))
+
+    def darker_left(images: torch.Tensor) -> torch.Tensor:
+        rows = images.mean(dim=(1, 2))
+        return rows[:, 0] < rows[:, -1]
+
+    for flip in (True, False):
+        loader = make(tmp_path, train_list=str(tmp_path / "list.txt"), test_list=str(tmp_path / "list.txt"), flip=flip)
+        train_images = torch.cat([images for images, _ in loader])
+        view, _ = next(iter(loader.two_view_batches(np.arange(16), 0)))
+        crops, _ = next(iter(loader.mild_view_batches(2)))
+        for images in (train_images, view, crops):
+            assert bool(darker_left(images).all()) != flip
+        assert loader.mild_view_numbers(1) == ([0, 1, 2] if flip else [0, 2])
 
 
 def test_an_absent_image_is_named(folder, tmp_path):
@@ -335,7 +501,20 @@ def test_balanced_sampling(folder):
 
 
 def test_bad_arguments(folder):
-    for options in ({"on_bad_image": "ignore"}, {"image_size": 0}, {"mean": [0.5]}, {"distributions": ["up3"]}):
+    for options in (
+        {"on_bad_image": "ignore"},
+        {"image_size": 0},
+        {"mean": [0.5]},
+        {"distributions": ["up3"]},
+        {"color_jitter": -0.1},
+        {"color_jitter": float("nan")},
+        {"crop_scale": [0.0, 1.0]},
+        {"crop_scale": [0.9, 0.8]},
+        {"crop_scale": [0.5]},
+        {"crop_scale": [0.5, 1.5]},
+        {"rand_augment": -1},
+        {"rand_augment_magnitude": 31},
+    ):
         with pytest.raises(ValueError):
             make(folder, **options)
 
@@ -385,16 +564,8 @@ def test_places_labels_are_renumbered_by_frequency(folder, tmp_path):
 def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     config = read_json(ROOT / "configs" / "config_custom_example.json")
     config["arch"]["args"] |= {"num_classes": 3, "layer3_output_dim": 32, "layer4_output_dim": 32}
-    config["data_loader"]["args"] |= {
-        "data_dir": str(folder),
-        "train_list": str(folder / "train.txt"),
-        "test_list": str(folder / "test.txt"),
-        "batch_size": 8,
-        "image_size": SIZE,
-        "num_workers": 0,
-        "distributions": ["forward2", "uniform"],
-        "class_names": str(tmp_path / "classes.txt"),
-    }
+    names = str(tmp_path / "classes.txt")
+    config["data_loader"]["args"] |= list_options(folder, distributions=["forward2", "uniform"], class_names=names)
     config["trainer"] |= {"epochs": 2, "save_dir": str(tmp_path), "tensorboard": False}
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
     last = Path(train(config)["last"])

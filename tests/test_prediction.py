@@ -229,7 +229,8 @@ def test_what_the_script_writes(named, photos, tmp_path, capsys):
     assert [row["estimated_share"] for row in mix] == pytest.approx(record["learning"]["prior"])
     assert sum(row["expected_count"] for row in mix) == pytest.approx(60, abs=1e-3)
     printed = capsys.readouterr().out
-    assert "bad.png is left out: it cannot be decoded" in printed and "class_mix.jsonl" in printed
+    assert "1 of 61 images are left out: bad.png is no image" in printed and "class_mix.jsonl" in printed
+    assert "bad.png,is no image" in (tmp_path / "out" / "bad_images.csv").read_text()
     run_predict(named, photos, tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"predictions.csv", "class_mix.csv", "weights.json"}
     assert not (tmp_path / "out" / "predictions.jsonl").exists()  # of another folder, and misleading now
@@ -285,7 +286,7 @@ def test_a_stream_takes_what_predict_takes(run, photos):
     (folder,) = predict_stream(run, [photos], PriorAggregator)
     (tensor,) = predict_stream(run, [run.loader.with_test_images(photos).test_set.images], PriorAggregator)
     assert torch.equal(folder.log_probabilities, tensor.log_probabilities) and tensor.names[3] == "3"
-    with pytest.raises(UserError, match="None of the 0 images"):
+    with pytest.raises(UserError, match="There is no image to predict"):
         list(predict_stream(run, [[]], PriorAggregator))
     assert folder.checkpoint == run.checkpoint
 

@@ -70,7 +70,7 @@ import torch, torch.distributed as dist
 from test_processes import ADAPTING, VIEWS, double_precision
 from trainer import train
 from trainer.command_line import Options
-from trainer.jobs import run_predict_folder, run_test_all, run_test_train
+from trainer.jobs import run_predict_folder, run_test, run_test_all, run_test_train
 from trainer.trainer import Trainer
 from utils import distributed
 from utils.checkpoint import load_checkpoint
@@ -145,6 +145,8 @@ for name, job, config in (("all", run_test_all, VIEWS), ("train", run_test_train
     found[name] = distributed.objects_of_all(run["distributions"])[1]  # the second process knows, the first one writes
 pictures = tmp / "Lists" / "even" / "last.pth"
 run_predict_folder(Options(ADAPTING, pictures, "cpu", output=tmp / "two" / "p", images=Path(sys.argv[2])))
+whole = run_test(Options({}, pictures, "cpu", output=tmp / "two" / "broken"))["distributions"]["uniform"]["images"]
+found["whole"] = distributed.objects_of_all(whole)
 if distributed.is_main():
     (tmp / "found.json").write_text(json.dumps(found))
 distributed.barrier()
@@ -169,11 +171,13 @@ def list_config(folder: Path, tmp_path: Path) -> dict:  # noqa: F811
     lines = (folder / "train.txt").read_text().splitlines()
     (folder / "broken.png").write_bytes(b"")
     (tmp_path / "broken.txt").write_text("\n".join(["broken.png 0", *lines]) + "\n")
+    test = (folder / "test.txt").read_text()
+    (tmp_path / "test.txt").write_text(test + "broken.png 0\n")
     (tmp_path / "even.txt").write_text("\n".join(lines) + "\n")
     data = {
         "data_dir": str(folder),
         "train_list": str(tmp_path / "even.txt"),
-        "test_list": str(folder / "test.txt"),
+        "test_list": str(tmp_path / "test.txt"),
         "batch_size": 4,
         "image_size": 32,
         "num_workers": 0,
@@ -190,7 +194,7 @@ def test_two_processes(small_config, tmp_path, folder):  # noqa: F811
     (tmp_path / "digits.json").write_text(json.dumps(small_config))
     (tmp_path / "lists.json").write_text(json.dumps(list_config(folder, tmp_path)))
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    process = torchrun(tmp_path / "two.py", tmp_path, folder / "test")
+    process = torchrun(tmp_path / "two.py", tmp_path, folder)
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     found = json.loads((tmp_path / "found.json").read_text())
@@ -210,7 +214,7 @@ def test_two_processes(small_config, tmp_path, folder):  # noqa: F811
     assert found["sync"] == pytest.approx(one, rel=1e-6)
 
     # Lists: a shard that has lost an image leaves the batch out in both; too small ones are refused at the start.
-    assert found["broken"] > 0 and found["even"] > 0 and "broken.png cannot be decoded: left out" in out
+    assert found["broken"] > 0 and found["even"] > 0 and "broken.png is an empty file" in out
     assert found["refused"].startswith("batch_size is 3 for all of 2 processes")
     assert "holds a run already" in found["used"]
 
@@ -223,9 +227,15 @@ def test_two_processes(small_config, tmp_path, folder):  # noqa: F811
         alone = job(Options(config, last, "cpu", output=tmp_path / "alone" / name))["distributions"]
         written = json.loads((tmp_path / "two" / name / "results.json").read_text())["distributions"]
         assert written == found[name] == json.loads(json.dumps(alone))
-    last, images = tmp_path / "Lists" / "even" / "last.pth", folder / "test"
+    last, images = tmp_path / "Lists" / "even" / "last.pth", folder
     run_predict_folder(Options(ADAPTING, last, "cpu", output=tmp_path / "p", images=images))
     assert (tmp_path / "p" / "predictions.csv").read_text() == (tmp_path / "two" / "p" / "predictions.csv").read_text()
+
+    # An image that cannot be decoded is left out by both, whoever of them has met it.
+    assert found["whole"] == [12, 12]
+    for job in ("p", "broken"):
+        listed = (tmp_path / "two" / job / "bad_images.csv").read_text().splitlines()
+        assert len(listed) == 2 and listed[1].startswith("broken.png,is an empty file,")
 
 
 # --- ends ---

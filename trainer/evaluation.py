@@ -37,6 +37,8 @@ LEFT_OUT = (
     "published figures, which are of all images."
 )
 
+UNREADABLE = "{} of {} test images cannot be decoded and are left out, see bad_images.csv."
+
 
 class Scorer:
     """Metrics of class scores on any selection of the test images.
@@ -109,6 +111,10 @@ def results_of(run: LoadedRun, protocol: str) -> Results:
     if len(run.left_out):
         results.protocol += f" {LEFT_OUT.format(len(run.left_out))}"
         results.remark = f"{len(run.left_out)} labeled test images calibrate and are left out of every figure"
+    if bad := len(run.bad_images):
+        results.protocol += f" {UNREADABLE.format(bad, len(run.targets))}"
+        unreadable = f"{bad} test images cannot be decoded and are left out"
+        results.remark = f"{results.remark}; {unreadable}" if results.remark else unreadable
     return results
 
 
@@ -149,7 +155,7 @@ def evaluate(run: LoadedRun, names: Sequence[str] | None = None) -> Results:
 def evaluate_test_set(run: LoadedRun) -> Results:
     """The same on the whole test set, which is named "uniform"; asks for no list of a distribution."""
     scorer, results = scorer_of(run), results_of(run, equal_weights_protocol(run))
-    everything = np.setdiff1d(np.arange(len(run.targets)), run.left_out)
+    everything = np.setdiff1d(np.arange(len(run.targets)), run.excluded)
     results.distributions = {"uniform": scorer.score_equal_weights(everything)}
     return results
 
@@ -162,16 +168,19 @@ def chosen_distributions(run: LoadedRun, names: Sequence[str] | None) -> dict[st
         names: of the distributions wanted; None for all.
 
     Raises:
-        UserError: there is no distribution of that name, or `names` is empty.
+        UserError: there is no distribution of that name, or `names` is empty; nothing is left of one.
     """
-    distributions = {name: own[~np.isin(own, run.left_out)] for name, own in run.loader.test_distributions().items()}
-    if names is None:
-        return distributions
+    distributions = run.loader.test_distributions()
     if isinstance(names, str):
         names = [names]
-    if not names:
+    if names is not None and not names:
         raise UserError("names is empty: name at least one test distribution, or leave it out for all of them.")
-    for name in names:
+    for name in names or ():
         if name not in distributions:
             raise unknown("test distribution", name, distributions)
-    return {name: distributions[name] for name in names}
+    excluded = run.excluded
+    chosen = {name: distributions[name][~np.isin(distributions[name], excluded)] for name in names or distributions}
+    for name, indices in chosen.items():
+        if not len(indices):
+            raise UserError(f'No image of the test distribution "{name}" can be used: leave it out.')
+    return chosen

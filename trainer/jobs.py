@@ -24,11 +24,12 @@ from trainer.prediction import PredictionStream, predict
 from trainer.prediction_files import FORMATS, check_format, paths_in
 from trainer.prediction_page import prediction_page
 from trainer.registry import AGGREGATORS, make_config
-from trainer.results import ClassCounts, Predictions, save_results
+from trainer.results import ClassCounts, Predictions, Results, save_results
 from trainer.run_folder import results_folder
 from trainer.training import train
 from trainer.watch import Inbox, watch
 from utils import distributed
+from utils.bad_images import FILE_NAME, write_list
 from utils.checkpoint import load_checkpoint, write_atomically, write_together
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -55,14 +56,14 @@ def run_test(options: Options) -> dict:
     """Returns the content of results.json, with the one distribution "uniform"."""
     run = open_run(options)
     with results_folder(options.checkpoint, "test", options.output) as folder:
-        return save_results(evaluate_test_set(run), folder, "test")
+        return save_evaluation(run, evaluate_test_set(run), folder, "test")
 
 
 def run_test_all(options: Options) -> dict:
     """Returns the content of results.json."""
     run = open_run(options)
     with results_folder(options.checkpoint, "test_all", options.output) as folder:
-        return save_results(evaluate(run), folder, "test_all")
+        return save_evaluation(run, evaluate(run), folder, "test_all")
 
 
 def run_test_train(options: Options) -> dict:
@@ -80,7 +81,13 @@ def run_test_train(options: Options) -> dict:
         if options.calibrate_on_test:
             run = run.calibrated_on_test(options.calibrate_on_test)
         results = adapt(run, stream=options.stream, stream_batch=options.stream_batch)
-        return save_results(results, folder, "test_train")
+        return save_evaluation(run, results, folder, "test_train")
+
+
+def save_evaluation(run: LoadedRun, results: Results, folder: Path, job: str) -> dict:
+    """`save_results`, with the test images that were left out in a file beside them; returns results.json's content."""
+    distributed.by_first_process(lambda: write_list(folder / FILE_NAME, run.bad_images.values()))
+    return save_results(results, folder, job)
 
 
 def run_predict_folder(options: Options) -> dict:
@@ -164,8 +171,8 @@ def watch_folder(stream: PredictionStream, options: Options, folder: Path) -> di
 
 
 def save_predictions(run: LoadedRun, predictions: Predictions, options: Options, folder: Path) -> dict:
-    """Write predictions.csv, class_mix.csv (or the format chosen), report.html and weights.json, and say what was
-    predicted most.
+    """Write predictions.csv, class_mix.csv (or the format chosen), report.html, weights.json and any bad_images.csv,
+    and say what was predicted most.
 
     Returns:
         The content of weights.json.
@@ -173,6 +180,7 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
     table, name = predictions.table(options.top_k), f"predictions.{options.format}"
     record = prediction_record(run, predictions, options, len(table)) | certainty(predictions)
     counts = predictions.counts()
+    write_list(folder / FILE_NAME, predictions.bad_images)
 
     def thumbnails(places: Sequence[int], size: int) -> list[Image.Image | None]:
         return [thumbnail(Path(options.images, predictions.names[place]), size) for place in places]
@@ -203,6 +211,7 @@ def prediction_record(run: LoadedRun, predictions: Predictions, options: Options
     record = {
         "weights": learning.pop("weights", None),
         "images": images,
+        **({"bad_images": len(predictions.bad_images)} if predictions.bad_images else {}),
         "folder": str(options.images),
         "checkpoint": run.checkpoint.to_json(),
         "aggregator": aggregator_section(run.config),

@@ -23,6 +23,8 @@ from trainer.devices import choose_device, parallel
 from trainer.logits import check_finite, expert_logits, mean_logits, selected
 from trainer.registry import changed_config, log_without_effect, make_config
 from trainer.results import CheckpointRecord
+from utils import distributed
+from utils.bad_images import BadImage, bad_images_sentence, none_decoded
 from utils.checkpoint import load_checkpoint, load_weights, sha256
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -100,11 +102,50 @@ class LoadedRun:
             UserError: some are not finite.
         """
         what = "test images"
+        distributed.by_first_process(lambda: self.loader.check_files(training=False))
         if views := self.mild_views:
             logits = mean_logits(self.network, self.loader.mild_view_batches, views, self.device, what)
         else:
             logits = expert_logits(self.network, self.loader.test_batches(), self.device, what, shared=True)
         return check_finite(logits, what)
+
+    @cached_property
+    def bad_images(self) -> dict[int, BadImage]:
+        """Test images that cannot be decoded and are left out, by their index; where the config wants them skipped.
+
+        The pass over the test images finds them. All processes call this, and get all of them.
+
+        Raises:
+            UserError: no image is left.
+        """
+        if self.loader.test_batches().bad is None:
+            return {}
+        total = len(self.test_logits)
+        found: dict[int, BadImage] = {}
+        for own in distributed.objects_of_all(self.loader.test_batches().bad):
+            found |= own
+        if len(found) == total:
+            error = none_decoded([found[index] for index in sorted(found)])
+            error.shared = True
+            raise error
+        if found and distributed.is_main():
+            get_logger().warning(bad_images_sentence([found[index] for index in sorted(found)], total))
+        return dict(sorted(found.items()))
+
+    @property
+    def excluded(self) -> np.ndarray:
+        """Test images that are in no distribution: those of `left_out`, and bad ones; indices, sorted."""
+        return np.union1d(self.left_out, np.array(list(self.bad_images), np.int64))
+
+    def without_bad_images(self) -> "LoadedRun":
+        """The same run without the test images that cannot be decoded; what was computed of the others is kept."""
+        if not self.bad_images:
+            return self
+        good = np.setdiff1d(np.arange(len(self.test_logits)), list(self.bad_images))
+        other = replace(self, loader=self.loader.with_chosen_test_images(good))
+        other.loader.files_left_out = [*self.loader.files_left_out, *self.bad_images.values()]
+        other.test_logits = selected(self.test_logits, good)
+        return other
 
     @cached_property
     def targets(self) -> Tensor:
@@ -170,7 +211,7 @@ class LoadedRun:
             source, loader = "held-out validation images", self.loader.with_validation_images()
         else:
             source, loader = f"the labeled images {images}", self.loader.with_labeled_images(images)
-        labeled = replace(self, loader=loader)
+        labeled = replace(self, loader=loader).without_bad_images()
         return self._fit_calibration(labeled.test_logits, labeled.targets, source)
 
     def labeled_draw(self, per_class: int) -> np.ndarray:
@@ -179,7 +220,9 @@ class LoadedRun:
         Raises:
             UserError: no image of some class would be left to test with, or per_class is below 1.
         """
-        counts = torch.bincount(self.targets)
+        usable = torch.ones(len(self.targets), dtype=torch.bool)
+        usable[list(self.bad_images)] = False
+        counts = torch.bincount(self.targets[usable])
         if per_class < 1:
             raise UserError(f"calibrate_on_test must be at least 1 image a class, not {per_class}.")
         emptied = ((counts > 0) & (counts <= per_class)).nonzero().flatten().tolist()
@@ -189,6 +232,7 @@ class LoadedRun:
                 f'"{self.loader.class_names[emptied[0]]}", which has {int(counts[emptied[0]])}: use fewer.'
             )
         order = torch.randperm(len(self.targets), generator=epoch_generator(self.seed, 0, CALIBRATION))
+        order = order[usable[order]]
         of_class = [order[self.targets[order] == label][:per_class] for label in counts.nonzero().flatten()]
         return torch.cat(of_class).sort().values.numpy()
 

@@ -32,7 +32,7 @@ def predict(
     stream: bool = False,
     stream_batch: int = STREAM_BATCH,
 ) -> Predictions:
-    """Adapt to unlabeled images, and predict each of them.
+    """Adapt to unlabeled images, and predict each of them that can be decoded.
 
     Args:
         run: from `load_run`; one that was opened without its data will do.
@@ -59,14 +59,16 @@ def predict(
 
 
 def with_images(run: LoadedRun, images: Images) -> LoadedRun:
-    """A copy of a run whose test images are these, unlabeled.
+    """A copy of a run whose test images are these, unlabeled, without those that cannot be decoded.
 
     Raises:
         UserError: there is no image, or the run's loader takes no such images.
     """
     if isinstance(images, Sequence) and not isinstance(images, str):
+        if not len(images):
+            raise UserError("There is no image to predict: give one at least.")
         images = ImageList.of(Path(), [str(path) for path in images])
-    return replace(run, loader=run.loader.with_test_images(images))
+    return replace(run, loader=run.loader.with_test_images(images)).without_bad_images()
 
 
 def _predictions(
@@ -83,6 +85,7 @@ def _predictions(
         calibration,
         (label, probability.exp()),
         run.cls_num_list,
+        run.loader.files_left_out,
     )
 
 

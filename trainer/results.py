@@ -13,6 +13,7 @@ from torch import Tensor
 from trainer.evaluation_page import evaluation_page
 from trainer.outcomes import Outcomes, Thumbnails
 from utils import distributed
+from utils.bad_images import BadImage
 from utils.logger import TensorBoardLog, get_logger
 from utils.report import console_table, figures, markdown_table, short_table, write_reports
 
@@ -179,6 +180,7 @@ class Predictions:
         calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
         equal_weights: class and probability by the experts weighted equally, [N] each; None where that was not asked.
         cls_num_list: training images per class, [C].
+        bad_images: that were left out because they cannot be decoded; names and predictions are of the others.
     """
 
     names: list[str]
@@ -189,6 +191,7 @@ class Predictions:
     calibration: dict[str, Any] | None = None
     equal_weights: tuple[Tensor, Tensor] | None = None
     cls_num_list: list[int] | None = None
+    bad_images: Sequence[BadImage] = ()
 
     def table(self, top_k: int = 5) -> pd.DataFrame:
         """One row an image: path, class, probability, margin (over the second class), the class and the probability by

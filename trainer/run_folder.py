@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from utils import distributed
+from utils.bad_images import FILE_NAME
 from utils.checkpoint import load_checkpoint, whole_epochs, write_atomically
 from utils.errors import UserError
 from utils.lock import NAME as LOCK
@@ -90,7 +91,7 @@ def run_folder(config: ConfigParser, run_dir: Path, resume: Path | None) -> Iter
 
 def _check_unused(run_dir: Path) -> None:
     """Raise UserError where a folder holds more than what a run leaves that was killed before it saved anything."""
-    left = (LOCK, "config.json", "log.txt", "events.out.*", "*.tmp")
+    left = (LOCK, "config.json", "log.txt", FILE_NAME, "events.out.*", "*.tmp")
     if more := sorted(path for path in run_dir.iterdir() if not any(path.match(pattern) for pattern in left)):
         saved = [path for path in more if path.suffix == ".pth"]
         last = run_dir / "last.pth"

@@ -17,6 +17,7 @@ from trainer.devices import parallel
 from trainer.logits import expert_logits
 from trainer.precision import AUTOCAST
 from utils import distributed
+from utils.bad_images import FILE_NAME, BadImage, bad_images_sentence, write_list
 from utils.errors import UserError, unknown
 from utils.logger import progress
 from utils.seed import MIXUP, epoch_generator
@@ -131,6 +132,7 @@ class Trainer(BaseTrainer):
         self.loader = loader
         self.frozen = frozen
         self.epoch_progress: EpochProgress | None = None
+        self.bad_images: dict[tuple[str, int], BadImage] = {}
         self.device = next(model.parameters()).device
         if options.compile and len(gpus) > 1:
             raise UserError(
@@ -241,6 +243,9 @@ class Trainer(BaseTrainer):
         done.seconds = time.perf_counter() - start
         self._check_finite(weights=True)
         self._shard_sizes(0)
+        if self.loader.bad_training_images is not None:
+            found = distributed.objects_of_all(self.loader.bad_training_images)
+            distributed.by_first_process(lambda: self._list_bad_images(found, sum(self.loader.cls_num_list)))
         loss, correct, images = distributed.sum_over_processes(done.sums.clone()).tolist()
         if not images:
             raise UserError(f"No batch of epoch {epoch} could be trained on: see the warnings above.")
@@ -343,8 +348,14 @@ class Trainer(BaseTrainer):
         network = inference_copy(self.model, self.loader.image_size)
         network.register_forward_pre_hook(self._stop_validating)
         logits = expert_logits(network, batches, self.device, "validation")
-        scores = logits.mean(dim=1)
         targets = batches.targets
+        if batches.bad:
+            self._list_bad_images([batches.bad], len(targets))
+            good = np.setdiff1d(np.arange(len(targets)), list(batches.bad))
+            logits, targets = logits[good], targets[good]
+            if not len(good):
+                raise UserError(f"No image of the {batches.source} can be decoded: see {self.run_dir / FILE_NAME}.")
+        scores = logits.mean(dim=1)
         values: dict = {"val_loss": float(nn.functional.cross_entropy(scores, targets))}
         values |= self.measure(scores, targets)
         values |= {
@@ -353,6 +364,15 @@ class Trainer(BaseTrainer):
         }
         self.tensorboard.scalars({f"validation/{name.removeprefix('val_')}": v for name, v in values.items()}, epoch)
         return values
+
+    def _list_bad_images(self, found: Iterable[Mapping[int, BadImage]], total: int) -> None:
+        """List the images that were left out so far in the run folder, and name the new ones; in the first process."""
+        every = {(bad.source, bad.index): bad for own in found for bad in own.values()}
+        new = [every[key] for key in sorted(every.keys() - self.bad_images.keys())]
+        if new:
+            self.bad_images |= every
+            path = write_list(self.run_dir / FILE_NAME, self.bad_images.values())
+            self.logger.warning(bad_images_sentence(new, total, listed_in=path))
 
     def _stop_validating(self, *_) -> None:
         """Validation changes nothing: a stop need not wait for its end."""

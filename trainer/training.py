@@ -134,6 +134,7 @@ def train(
     options.precision = choose_precision(options.precision, chosen_device, precision_so_far(checkpoint))
     loader = build_loader(checked, chosen_device)
     loader.check_shards()
+    distributed.by_first_process(loader.check_files)
     fingerprint = loader.fingerprint()
     if checkpoint:
         check_continuity(checkpoint, resume, checked, loader.cls_num_list, fingerprint, allow_changes)

@@ -5,10 +5,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_loader.image_lists import UNDECODABLE, ImageList, decode, image_files, why_bad
+from data_loader.image_folders import image_files
+from data_loader.image_lists import ImageList, decode
 from trainer.prediction import PredictionStream
 from trainer.prediction_files import readable
 from trainer.results import Predictions
+from utils.bad_images import reason_of
 from utils.errors import UserError
 from utils.logger import get_logger
 
@@ -57,9 +59,10 @@ class Inbox:
             try:
                 decode(self.folder / name)
                 good.append(name)
-            except UNDECODABLE as error:
+            except Exception as error:  # damaged files make Pillow's decoders raise anything
                 self.bad[name] = self.before[name]
-                get_logger().warning(f"{self.folder / name} is left out until it changes: {why_bad(error)}.")
+                path = self.folder / name
+                get_logger().warning(f"{path} {reason_of(path, error)}: left out until it changes.")
         self.done |= {readable(name) for name in good}
         return good
 

@@ -1,7 +1,9 @@
 """Errors that are the caller's to mend, each one sentence that says what to do."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -65,3 +67,18 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
     hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
     rest = f" and {len(valid) - SHOWN} more" if len(valid) > SHOWN else ""
     return UserError(f'Unknown {what} "{str(name)[:200]}": {hint}Valid: {", ".join(valid[:SHOWN]) or "none"}{rest}.')
+
+
+def nearest_path(path: Path) -> str:
+    """ "did you mean PATH? " for a mistyped path, with the most similar name that there is; else nothing."""
+    there = path
+    while not os.path.exists(there) and there != there.parent:
+        missing, there = there, there.parent
+    if there == path:
+        return ""
+    try:
+        names = {entry.name.casefold(): entry.name for entry in there.iterdir()}
+    except OSError:
+        return ""
+    nearest = get_close_matches(missing.name.casefold(), names, n=1)
+    return f"did you mean {there / names[nearest[0]] / path.relative_to(missing)}? " if nearest else ""

@@ -2,7 +2,7 @@
 
 python -m utils.make_data_txt import FOLDER_OR_URL             published lists -> data_txt/, checked
 python -m utils.make_data_txt generate TRAIN.txt TEST.txt OUT  OUT/uniform.txt, forward50.txt, ..., backward50.txt
-python -m utils.make_data_txt check LIST.txt DATA_DIR          every image there? class counts, shot groups
+python -m utils.make_data_txt check LIST.txt DATA_DIR          every image there and whole? class counts, shot groups
 python -m utils.make_data_txt from-folder FOLDER OUT           FOLDER/CLASS/*.jpg -> OUT/train.txt, OUT/test.txt
 """
 
@@ -11,22 +11,31 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import sys
 import urllib.error
 import urllib.request
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from data_loader.class_folders import ClassFolders, SplitOptions, read_class_folders
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, distribution_indices
-from data_loader.image_lists import ImageList, image_files
+from data_loader.file_check import check_listed_files, find_bad_images
+from data_loader.image_lists import ImageList
 from model.metric import shot_groups
+from utils.bad_images import bad_images_sentence
+from utils.bad_images import write_list as write_bad_images
 from utils.checkpoint import write_atomically
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.logger import get_logger, progress
+from utils.report import make_folder, png
 
 MANIFEST = Path(__file__).resolve().parents[1] / "data_txt" / "manifest.json"
+SHOWN_CLASSES = 120  # rows of a table
 INATURALIST_TRAIN, INATURALIST_ZIP = "iNaturalist18/iNaturalist18_train.txt", "iNaturalist18/iNaturalist_train.zip"
 
 
@@ -127,16 +136,25 @@ def write_list(path: Path, entries: list[tuple[str, int]]) -> None:
     write_atomically(path, os.fsencode("".join(f"{name} {label}\n" for name, label in entries)))
 
 
-def check(list_path: Path, data_dir: Path) -> dict:
-    """Whether every listed image exists, and what the class counts are.
+def check(list_path: Path, data_dir: Path, output: Path | None = None, num_workers: int | None = None) -> dict:
+    """Decode every listed image, and count the classes.
+
+    Writes NAME_class_counts.csv and .png beside the list NAME.txt, and NAME_bad_images.csv where there are such images.
+
+    Args:
+        list_path: the list; classes.txt beside it, if any, names the classes.
+        data_dir: folder that its paths are relative to.
+        output: folder for the files, in place of the list's.
+        num_workers: processes that decode; None for one a core.
 
     Returns:
         {"images", "classes", "imbalance_ratio", "many", "medium", "few" (classes), "empty" (classes), "duplicates"}.
 
     Raises:
-        UserError: images are missing: how many, and the first.
+        UserError: images are missing or cannot be decoded: how many, and the first.
     """
     images = ImageList.read(list_path, data_dir)
+    check_listed_files(images, "list", some=True)
     names = images.names()
     missing = [name for name in progress(names, "images", unit="image") if not (data_dir / name).is_file()]
     if missing:
@@ -145,68 +163,119 @@ def check(list_path: Path, data_dir: Path) -> dict:
             f"{missing[0]}: complete the data, or give the folder that the paths are relative to."
         )
     counts = np.bincount(images.targets)
-    groups = {name: int((mask.numpy() & (counts > 0)).sum()) for name, mask in shot_groups(counts).items()}
+    groups = {name: mask.numpy() & (counts > 0) for name, mask in shot_groups(counts).items()}
+    called = class_names(list_path.parent / "classes.txt", len(counts))
+    table = pd.DataFrame({"class": pd.Series(called, dtype=object), "images": counts})  # bytes that are no UTF-8, too
+    table["group"] = np.select(list(groups.values()), list(groups), "empty")
+    folder = output or list_path.parent
+    make_folder(folder)
+    write_atomically(folder / f"{list_path.stem}_class_counts.csv", os.fsencode(table.to_csv(index=False)))
+    write_atomically(folder / f"{list_path.stem}_class_counts.png", png(counts_figure(table, str(list_path))))
+    get_logger().info(counts_text(table))
+    bad = find_bad_images(images, num_workers)
+    listed_in = write_bad_images(folder / f"{list_path.stem}_bad_images.csv", bad)
+    if bad:
+        get_logger().warning(bad_images_sentence(bad, len(images), "cannot be used", listed_in))
+        raise UserError(
+            f"{len(bad)} of {len(images)} images of {list_path} cannot be decoded, see {listed_in}: mend them, take "
+            'them off the list, or set data_loader;args;on_bad_image to "skip".'
+        )
     return {
         "images": len(images),
         "classes": len(counts),
         "imbalance_ratio": float(counts.max() / counts[counts > 0].min()),
-        **groups,
+        **{name: int(mask.sum()) for name, mask in groups.items()},
         "empty": int((counts == 0).sum()),
         "duplicates": len(names) - len(set(names)),
     }
 
 
-def from_folder(folder: Path, out: Path, test_per_class: int, seed: int = 0) -> dict[str, int]:
-    """List a folder of class folders: some images of every class for testing, the others for training.
+def class_names(path: Path, count: int) -> list[str]:
+    """The names in a file of one a line, or numbers where it is not there or has too few."""
+    names = [os.fsdecode(name) for name in path.read_bytes().splitlines()] if path.is_file() else []
+    return names[:count] if len(names) >= count else [str(label) for label in range(count)]
 
-    The class folders in alphabetical order are the labels 0, 1, ...; classes.txt names them.
+
+def counts_text(table: pd.DataFrame) -> str:
+    """The class counts, the largest first; of very many classes the largest and the smallest."""
+    falling = table.sort_values("images", ascending=False, kind="stable")
+    if len(falling) <= SHOWN_CLASSES:
+        return falling.to_string(index=False)
+    half = SHOWN_CLASSES // 2
+    largest, smallest = falling.head(half).to_string(index=False), falling.tail(half).to_string(index=False)
+    return f"{largest}\n... {len(falling) - 2 * half} more, all in the CSV file ...\n{smallest}"
+
+
+def counts_figure(table: pd.DataFrame, title: str):
+    """Images a class as bars, the largest class first, colored by shot group, on a log axis."""
+    from matplotlib.figure import Figure
+
+    falling = table.sort_values("images", ascending=False, kind="stable").reset_index(drop=True)
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (group, part) in enumerate(falling.groupby("group", sort=False)):
+        axes.bar(part.index, part["images"], width=1.0, color=f"C{number}", label=f"{group} ({len(part)} classes)")
+    if len(falling) <= SHOWN_CLASSES:
+        labels = [printable(name).replace("$", r"\$") for name in falling["class"]]
+        axes.set_xticks(range(len(falling)), labels, rotation=90, fontsize=7)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)  # a class of one image can be seen
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_xlabel("classes, the largest first")
+    axes.set_ylabel("images")
+    axes.set_title(f"Images a class: {printable(title)}".replace("$", r"\$"))
+    axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def from_folder(folder: Path, out: Path, options: SplitOptions) -> dict[str, int]:
+    """List a folder of class folders (data_loader/class_folders.py), and say with which command to train on it.
 
     Args:
-        folder: holds one folder a class.
-        out: gets train.txt, test.txt and classes.txt; paths are relative to `folder`.
-        test_per_class: test images of every class.
-        seed: of the split.
+        folder: holds one folder a class, or train/ with such folders.
+        out: gets train.txt, test.txt, val.txt (if there are validation images) and classes.txt.
+        options: how to split.
+
+    Returns:
+        Numbers of classes and of images in each list.
 
     Raises:
-        UserError: test_per_class is below 1, a name cannot stand in a list, fewer than two class folders, or a class
-            without an image left for training.
+        UserError: see `read_class_folders`.
     """
-    if test_per_class < 1:
-        raise UserError(f"--test_per_class must be at least 1, not {test_per_class}.")
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}: give the one that holds a folder for each class.")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(classes) < 2:
-        raise UserError(
-            f"{folder} holds {len(classes)} class folder(s), and two are the least: put the images of each "
-            "class into a folder of its own."
-        )
-    generator = np.random.RandomState(seed)
-    splits: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
-    for label, class_folder in enumerate(progress(classes, "classes", unit="class")):
-        names = [f"{class_folder.name}/{name}" for name in image_files(class_folder)]
-        for name in names:
-            _check_name(name)
-        if len(names) <= test_per_class:
-            raise UserError(
-                f"{class_folder} has {len(names)} images, and {test_per_class} of every class go into the "
-                "test set: add images, leave the class out, or lower --test_per_class."
-            )
-        order = generator.permutation(len(names))
-        splits["test"] += [(names[i], label) for i in sorted(order[:test_per_class])]
-        splits["train"] += [(names[i], label) for i in sorted(order[test_per_class:])]
-    out.mkdir(parents=True, exist_ok=True)
-    for split, entries in splits.items():
+    found = read_class_folders(folder, options)
+    make_folder(out)
+    for split, entries in found.splits.items():
         write_list(out / f"{split}.txt", entries)
-    write_atomically(out / "classes.txt", os.fsencode("".join(f"{path.name}\n" for path in classes)))
-    return {"classes": len(classes), **{split: len(entries) for split, entries in splits.items()}}
+    if "val" not in found.splits:
+        (out / "val.txt").unlink(missing_ok=True)  # of an earlier call
+    write_atomically(out / "classes.txt", os.fsencode("".join(f"{name}\n" for name in found.classes)))
+    for notice in found.notices:
+        get_logger().info(notice)
+    get_logger().info(f"Train with:\n{training_command(folder, out, found)}")
+    return {"classes": len(found.classes), **{split: len(entries) for split, entries in found.splits.items()}}
 
 
-def _check_name(name: str) -> None:
-    """Raise UserError for a path that a line of a list cannot hold, such as one with a line end."""
-    line = os.fsencode(name)
-    if line.splitlines() != [line] or line.rstrip() != line:
-        raise UserError(f"{name} cannot stand in a list of one image a line: rename it.")
+def training_command(folder: Path, out: Path, found: ClassFolders) -> str:
+    """The command line that trains on these lists."""
+    lists = {f"{split}_list": out / f"{split}.txt" for split in found.splits}
+    data = {"data_dir": folder, **lists, "class_names": out / "classes.txt"}
+    values = [f"arch;args;num_classes={len(found.classes)}"]
+    for name, path in data.items():
+        try:
+            json.loads(str(path))
+            text = json.dumps(str(path))  # a folder called 2024, which would be taken for a number
+        except ValueError:
+            text = str(path)
+        values.append(f"data_loader;args;{name}={text}")
+    parts = [f"--set {_quoted(value)}" for value in values]
+    return " ".join(["python train.py -c configs/config_custom_example.json --run_id first", *parts])
+
+
+def _quoted(text: str) -> str:
+    """A word of a command line; in double quotes, which every shell has, where these are enough."""
+    return shlex.quote(text) if set(text) & set('"$`\\!%') else f'"{text}"'
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -220,13 +289,23 @@ def main(arguments: list[str] | None = None) -> dict:
     job.add_argument("test_list", type=Path)
     job.add_argument("out", type=Path)
     job.add_argument("--distributions", nargs="+", default=list(CIFAR_DISTRIBUTIONS), metavar="NAME")
-    job = jobs.add_parser("check", help="do the listed images exist, and how are the classes distributed")
+    job = jobs.add_parser("check", help="can the listed images be decoded, and how are the classes distributed")
     job.add_argument("list", type=Path)
     job.add_argument("data_dir", type=Path)
-    job = jobs.add_parser("from-folder", help="list a folder of class folders")
+    job.add_argument("--output", type=Path, help="folder for table, plot and bad images (default: the list's)")
+    job.add_argument("--num_workers", type=int, help="processes that decode (default: one a core)")
+    job = jobs.add_parser("from-folder", help="list a folder of class folders, or of train/, val/ and test/ with such")
     job.add_argument("folder", type=Path)
     job.add_argument("out", type=Path)
-    job.add_argument("--test_per_class", type=int, default=10)
+    job.add_argument("--test_per_class", type=int, default=10, metavar="N", help="test images a class (10)")
+    job.add_argument("--val_per_class", type=int, default=0, metavar="N", help="validation images a class (0)")
+    job.add_argument("--test", type=Path, metavar="FOLDER", help="class folders of test images, instead of a split")
+    job.add_argument("--val", type=Path, metavar="FOLDER", help="class folders of validation images")
+    job.add_argument("--min_images", type=int, default=1, metavar="N", help="leave out classes with fewer")
+    job.add_argument("--exclude", nargs="+", default=[], metavar="CLASS", help="leave out these classes")
+    job.add_argument(
+        "--group", metavar="REGEX", help=r"images that agree in its first group stay together, e.g. '(\d+)_\d+'"
+    )
     job.add_argument("--seed", type=int, default=0, help="of the split, below 2^32")
     args = parser.parse_args(arguments)
     try:
@@ -235,9 +314,10 @@ def main(arguments: list[str] | None = None) -> dict:
         elif args.job == "generate":
             result = generate(args.train_list, args.test_list, args.out, args.distributions)
         elif args.job == "check":
-            result = check(args.list, args.data_dir)
+            result = check(args.list, args.data_dir, args.output, args.num_workers)
         else:
-            result = from_folder(args.folder, args.out, args.test_per_class, args.seed)
+            names = (field.name for field in fields(SplitOptions))
+            result = from_folder(args.folder, args.out, SplitOptions(**{name: getattr(args, name) for name in names}))
     except ValueError as error:
         raise UserError(f"{error}.") from error
     except OSError as error:

@@ -1,0 +1,348 @@
+"""Folders of class folders: which images are for training, validation and testing.
+
+FOLDER/CLASS/*.jpg is split; FOLDER/train/CLASS/*.jpg beside FOLDER/val or FOLDER/test is taken as it is.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_loader.image_folders import others_text, scan_folder, subfolders
+from utils.errors import UserError, unknown
+from utils.logger import progress
+
+#: Names of folders in a layout, in lower case.
+LAYOUT = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}, "test": {"test", "testing"}}
+SHOWN = 10  # names in a message
+
+Entries = list[tuple[str, int]]
+"""(path as a list has it, label)."""
+
+
+@dataclass
+class ClassFolders:
+    """What becomes of a folder.
+
+    Args:
+        splits: "train", "test" and, if any, "val" -> their images.
+        classes: names in the order of the labels.
+        notices: what else one should know, a sentence each.
+    """
+
+    splits: dict[str, Entries]
+    classes: list[str]
+    notices: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How a folder is split.
+
+    Args:
+        test_per_class: test images of every class, where there is no folder of test images.
+        val_per_class: validation images of every class, where there is no folder of them; 0 for none.
+        test, val: folders of class folders, anywhere.
+        min_images: classes with fewer training images are left out.
+        exclude: names of classes, or of folders beside train/, to leave out.
+        group: a regular expression; images of whose paths its first group matches the same text stay together.
+        seed: of the split, below 2^32.
+    """
+
+    test_per_class: int = 10
+    val_per_class: int = 0
+    test: Path | None = None
+    val: Path | None = None
+    min_images: int = 1
+    exclude: Sequence[str] = ()
+    group: str | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.test_per_class < 1:
+            raise UserError(f"--test_per_class must be at least 1, not {self.test_per_class}.")
+        if self.val_per_class < 0 or self.min_images < 1:
+            raise UserError("--val_per_class must be at least 0 and --min_images at least 1.")
+        if self.val and self.val_per_class:
+            raise UserError("--val and --val_per_class exclude each other: leave one of them out.")
+        if self.group is not None:
+            try:
+                groups = re.compile(self.group).groups
+            except re.error as error:
+                raise UserError(f"--group {self.group} is no regular expression ({error}): mend it.") from error
+            if not groups:
+                raise UserError(rf'--group {self.group} has no group: put brackets around it, such as "(\d+)_\d+".')
+
+
+def read_class_folders(folder: Path, options: SplitOptions) -> ClassFolders:
+    """Find the classes and the images of a folder, and split them. Classes are the labels 0, 1, ... by their names.
+
+    Paths are relative to `folder`; those of other folders that are not in it are absolute.
+
+    Raises:
+        UserError: fewer than two classes have training images, no class has a test image, a name cannot stand in a
+            list, or the options do not fit the folder.
+    """
+    notices: list[str] = []
+    layout = _layout(folder, options.exclude, notices)
+    given = {"val": options.val, "test": options.test}
+    for split, other in given.items():
+        if other is not None:
+            if split in layout:
+                notices.append(f"{layout[split]} is not used: --{split} is.")
+            layout[split] = other
+    if "val" in layout and options.val_per_class:
+        raise UserError(f"{layout['val']} holds validation images: leave --val_per_class out.")
+    unlabeled = {split: path for split, path in layout.items() if split != "train" and not subfolders(path)}
+    for split, path in unlabeled.items():
+        if given[split]:
+            raise UserError(f"{path} holds no class folders: put the images of each class into a folder of its own.")
+        notices.append(f"{path} holds no class folders, so that its images have no labels: not listed.")
+        del layout[split]
+    if "val" in layout and "test" not in layout:
+        layout["test"] = layout.pop("val")
+        notices.append(f"There are no other test images: {layout['test']} becomes the test list.")
+    images, others = _images(folder, layout)
+    if loose := sum(len(scan_folder(root, depth=1).images) for root in layout.values()):
+        notices.append(f"{loose} images that are in no class folder are left out.")
+    if others:
+        notices.append(f"Files that are no images by their endings are left out: {others_text(others)}.")
+    classes = _classes(folder, images["train"], options, notices)
+    splits = _given_splits(images, classes, notices)
+    wanted = {} if "test" in images else {"test": options.test_per_class}
+    if options.val_per_class:
+        wanted["val"] = options.val_per_class
+    _move(splits, classes, wanted, options, notices)
+    for split in splits:
+        if not splits[split]:
+            advice = f"lower --{split}_per_class, or give a folder of such images with --{split}"
+            if split in images:
+                advice = f"{layout[split]} should hold folders with the names of the classes that are trained on"
+            raise UserError(f"No class of {folder} has an image left for the {split} list: {advice}.")
+    if options.group:
+        _check_groups(splits, options.group, notices)
+    return ClassFolders(splits, classes, notices)
+
+
+def _layout(folder: Path, exclude: Sequence[str], notices: list[str]) -> dict[str, Path]:
+    """ "train" and, if there are such folders, "val" and "test" -> folder of class folders.
+
+    Raises:
+        UserError: folders called like splits stand beside others.
+    """
+    inside = {path.name: path for path in subfolders(folder)}
+    found: dict[str, list[Path]] = {
+        split: [path for name, path in inside.items() if name.lower() in names and name not in exclude]
+        for split, names in LAYOUT.items()
+    }
+    taken = [path for paths in found.values() for path in paths]
+    rest = [name for name, path in inside.items() if path not in taken and name not in exclude]
+    if not found["train"] or not subfolders(found["train"][0]):
+        return {"train": folder}
+    if twice := [paths for paths in found.values() if len(paths) > 1]:
+        raise UserError(f"{twice[0][0]} and {twice[0][1]} mean the same: leave one out with --exclude.")
+    if rest:
+        raise UserError(
+            f"{folder} holds {found['train'][0].name}/ beside other folders ({_names(rest)}): leave these out with "
+            f"--exclude, or give {found['train'][0]} itself."
+        )
+    layout = {split: paths[0] for split, paths in found.items() if paths}
+    notices.append(f"Taken as it is: {', '.join(f'{path.name}/ ({split})' for split, path in layout.items())}.")
+    return layout
+
+
+def _images(folder: Path, layout: Mapping[str, Path]) -> tuple[dict[str, dict[str, list[str]]], Counter[str]]:
+    """Split -> name of a class -> its images, as a list has them; and the endings of the other files.
+
+    Raises:
+        UserError: a name cannot stand in a list.
+    """
+    images: dict[str, dict[str, list[str]]] = {}
+    others: Counter[str] = Counter()
+    for split, root in layout.items():
+        start = _start(root, folder)
+        images[split] = {}
+        for path in progress(subfolders(root), f"{split} classes", unit="class"):
+            content = scan_folder(path)
+            others += content.others
+            images[split][path.name] = names = [f"{start}{path.name}/{name}" for name in content.images]
+            for name in names:
+                _check_name(name)
+    return images, others
+
+
+def _start(root: Path, folder: Path) -> str:
+    """What stands before the names of class folders in a list: relative to `folder` where that holds them."""
+    if root == folder:
+        return ""
+    absolute, base = Path(os.path.abspath(root)), Path(os.path.abspath(folder))
+    inside = absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else absolute.as_posix()
+    return f"{inside}/"
+
+
+def _check_name(name: str) -> None:
+    """Raise UserError for a path that a line of a list cannot hold, such as one with a line end."""
+    line = os.fsencode(name)
+    if line.splitlines() != [line] or line.rstrip() != line:
+        raise UserError(f"{name} cannot stand in a list of one image a line: rename it.")
+
+
+def _classes(folder: Path, images: Mapping[str, list[str]], options: SplitOptions, notices: list[str]) -> list[str]:
+    """The names of the classes, in order, without those that are empty, too small or excluded.
+
+    Raises:
+        UserError: fewer than two are left, or there is none of the name of one that is excluded.
+    """
+    known = {*images, *(path.name for path in subfolders(folder))}
+    for name in options.exclude:
+        if name not in known:
+            raise unknown("class in --exclude", name, known)
+    kept = {name: paths for name, paths in images.items() if name not in options.exclude}
+    empty = [name for name, paths in kept.items() if not paths]
+    small = [name for name, paths in kept.items() if 0 < len(paths) < options.min_images]
+    if empty:
+        notices.append(f"{len(empty)} class folders without a training image are no classes: {_names(empty)}.")
+    if small:
+        notices.append(f"{len(small)} classes with fewer than {options.min_images} images left out: {_names(small)}.")
+    classes = [name for name in kept if name not in empty and name not in small]
+    if len(classes) < 2:
+        inside = subfolders(folder)
+        deeper = f"give {inside[0]}, or " if len(inside) == 1 and len(subfolders(inside[0])) > 1 else ""
+        raise UserError(
+            f"{folder} holds {len(classes)} class folder(s) with images, and two are the least: {deeper}put the images "
+            "of each class into a folder of its own."
+        )
+    return classes
+
+
+def _given_splits(
+    images: Mapping[str, Mapping[str, list[str]]], classes: Sequence[str], notices: list[str]
+) -> dict[str, Entries]:
+    """The images of every split with their labels; of a class that is not trained on, none."""
+    splits: dict[str, Entries] = {"train": [], "test": []}
+    for split, by_class in images.items():
+        splits[split] = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, ())]
+        strange = [name for name, paths in by_class.items() if name not in classes and paths]
+        if split != "train" and strange:
+            notices.append(f"Classes of the {split} images that are not trained on are left out: {_names(strange)}.")
+    return splits
+
+
+def _move(
+    splits: dict[str, Entries],
+    classes: Sequence[str],
+    wanted: Mapping[str, int],
+    options: SplitOptions,
+    notices: list[str],
+) -> None:
+    """Move images from training to testing and validation, `wanted` of every class that keeps some, in place."""
+    if not wanted:
+        return
+    whole = splits["train"]
+    generator = np.random.RandomState(options.seed)
+    if options.group:
+        moved = _choose_groups(whole, len(classes), wanted, generator, options.group)
+    else:
+        moved = _choose_images(whole, len(classes), wanted, generator)
+    for split, count in wanted.items():
+        splits[split] = [whole[i] for i in sorted(moved[split])]
+        there = {label for _, label in splits[split]}
+        absent = [name for label, name in enumerate(classes) if label not in there]
+        if there and absent:
+            notices.append(
+                f"{len(absent)} of {len(classes)} classes are too small for {count} images in the {split} list and are "
+                f"not in it: {_names(absent)}."
+            )
+    taken = set().union(*moved.values())
+    splits["train"] = [entry for i, entry in enumerate(whole) if i not in taken]
+
+
+def _choose_images(
+    entries: Entries, num_classes: int, wanted: Mapping[str, int], generator: np.random.RandomState
+) -> dict[str, set[int]]:
+    """Split -> indices of images at random, `wanted` of every class that keeps an image for training."""
+    moved: dict[str, set[int]] = {split: set() for split in wanted}
+    labels = np.array([label for _, label in entries])
+    for label in range(num_classes):
+        own = np.flatnonzero(labels == label)
+        order = own[generator.permutation(len(own))]
+        for split, count in wanted.items():
+            if len(order) > count:
+                moved[split] |= set(order[:count].tolist())
+                order = order[count:]
+    return moved
+
+
+def _choose_groups(
+    entries: Entries, num_classes: int, wanted: Mapping[str, int], generator: np.random.RandomState, pattern: str
+) -> dict[str, set[int]]:
+    """The same with whole groups, until there are `wanted` images; every class keeps a group for training."""
+    groups = groups_of([path for path, _ in entries], pattern)
+    members: dict[str, list[int]] = {}
+    left: Counter[int] = Counter()  # groups of every class that are in training
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    labels_of = {group: {entries[i][1] for i in own} for group, own in members.items()}
+    for labels in labels_of.values():
+        left.update(labels)
+    moved: dict[str, set[int]] = {split: set() for split in wanted}
+    taken: set[str] = set()
+    for split, count in wanted.items():
+        reached: Counter[int] = Counter()
+        for label in range(num_classes):
+            own = [group for group in members if label in labels_of[group]]
+            for place in generator.permutation(len(own)):
+                group = own[place]
+                if reached[label] >= count:
+                    break
+                if group in taken or min(left[other] for other in labels_of[group]) < 2:
+                    continue
+                taken.add(group)
+                left.subtract(labels_of[group])
+                moved[split] |= set(members[group])
+                reached.update(entries[i][1] for i in members[group])
+    return moved
+
+
+def groups_of(paths: Sequence[str], pattern: str) -> list[str]:
+    """The group of each image: what the pattern's first group matches in its path; one of its own without a match.
+
+    Raises:
+        UserError: the pattern is found in no path.
+    """
+    matches = [re.search(pattern, path) for path in paths]
+    if not any(matches):
+        raise UserError(f"--group {pattern} is found in none of the paths, such as {paths[0]}: mend it.")
+    return [
+        f"group {match[1]}" if match and match[1] is not None else f"image {path}"
+        for match, path in zip(matches, paths, strict=True)
+    ]
+
+
+def _check_groups(splits: Mapping[str, Entries], pattern: str, notices: list[str]) -> None:
+    """Say how many groups there are, and which are in two splits that were given as they are."""
+    paths = [path for entries in splits.values() for path, _ in entries]
+    groups = iter(groups_of(paths, pattern))
+    of_split = {split: {next(groups) for _ in entries} for split, entries in splits.items()}
+    every = set().union(*of_split.values())
+    alone = sum(group.startswith("image ") for group in every)
+    notices.append(
+        f"{len(every) - alone} groups by --group; {alone} images are in none of them and count by themselves."
+    )
+    shared = sorted(
+        group.removeprefix("group ") for group in of_split["train"] & (of_split["test"] | of_split.get("val", set()))
+    )
+    if shared:
+        notices.append(
+            f"{len(shared)} groups are in training and in the folders given for testing or validation, such as "
+            f"{shared[0]}: accuracy will be too high, unless groups of the same name have nothing in common."
+        )
+
+
+def _names(names: Sequence[str]) -> str:
+    """Names for a message, not more than SHOWN of them."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,49 @@
+"""Worker processes that decode images."""
+
+import atexit
+import os
+import weakref
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader
+
+from utils.errors import UserError
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+#: Iterators that may have worker processes.
+_iterators: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the worker processes that are still there when Python exits.
+
+    They ignore signals (utils.signals.ignore_in_worker), by which multiprocessing would end them, and wait for ever.
+    """
+    for iterator in list(_iterators):
+        iterator._shutdown_workers()
+
+
+def fetched(batches: DataLoader) -> Iterator:
+    """The batches, with one sentence where a worker process is killed.
+
+    Raises:
+        UserError: it was.
+    """
+    try:
+        iterator = iter(batches)
+        if batches.num_workers:
+            _iterators.add(iterator)
+        yield from iterator
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "A worker process that decodes images was killed (out of memory?): start again, with a smaller "
+            "data_loader;args;num_workers if memory is short."
+        ) from error
