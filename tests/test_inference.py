@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import model.model
-from model.backbones.vit import import_timm
+from model.backbones.timm_trunk import import_timm
 from model.inference import foldable, inference_copy
 from model.model import ResNet10Model, ResNet32Model, ResNeXt50Model
 
