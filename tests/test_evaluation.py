@@ -302,7 +302,7 @@ def test_predicting_images_in_memory(digits_run):
     torch.testing.assert_close(
         plain.log_probabilities, torch.log_softmax(run.test_logits[:20].mean(1), 1), atol=1e-4, rtol=0
     )
-    assert list(plain.table()) == ["path", "class", "probability"] and plain.learning == {}
+    assert list(plain.table())[:3] == ["path", "class", "probability"] and plain.learning == {}
     adapted = trainer.predict(run, images, StabilityAggregator)
     assert adapted.log_probabilities.shape == (20, 10) and len(adapted.learning["weights"]) == 3
     streamed = trainer.predict(run, images, StabilityAggregator, stream=True, stream_batch=8)
