@@ -76,7 +76,7 @@ def test_methods_share_data_and_network_family(data):
     [
         ("trainer;epoch", 3, 'argument of TrainerOptions in config section "trainer" "epoch": did you mean "epochs"'),
         ("optimiser", {}, 'key in the config "optimiser": did you mean "optimizer"'),
-        ("arch;type", "ResNet23Model", 'type in config section "arch" "ResNet23Model": did you mean "ResNet32Model"'),
+        ("arch;type", "ResNet322Model", 'type in config section "arch" "ResNet23Model": did you mean "ResNet32Model"'),
         ("arch;args;num_expert", 3, 'did you mean "num_experts"'),
         ("arch;arguments", {}, 'key in config section "arch" "arguments"'),
         ("loss;type", "DiverseExpertsLoss", 'did you mean "DiverseExpertLoss"'),
@@ -208,7 +208,7 @@ def test_components_are_what_their_modules_publish():
 
 def test_every_data_set_has_its_recommended_config():
     published = sorted((ROOT / "configs").glob("test_time_*_tade.json"))
-    assert len(published) == 9
+    assert len(published) == 10
     for path in [*published, ROOT / "configs" / "test_time_custom_example.json"]:
         recommended = read_json(path.with_name(f"{path.stem.removesuffix('_tade')}_prior.json"))
         assert {key: recommended[key] for key in RECOMMENDED} == RECOMMENDED
