@@ -76,7 +76,7 @@ def test_methods_share_data_and_network_family(data):
     [
         ("trainer;epoch", 3, 'argument of TrainerOptions in config section "trainer" "epoch": did you mean "epochs"'),
         ("optimiser", {}, 'key in the config "optimiser": did you mean "optimizer"'),
-        ("arch;type", "ResNet322Model", 'type in config section "arch" "ResNet23Model": did you mean "ResNet32Model"'),
+        ("arch;type", "ResNet322Model", 'type in config section "arch" "ResNet322Model": did you mean "ResNet32Model"'),
         ("arch;args;num_expert", 3, 'did you mean "num_experts"'),
         ("arch;arguments", {}, 'key in config section "arch" "arguments"'),
         ("loss;type", "DiverseExpertsLoss", 'did you mean "DiverseExpertLoss"'),
