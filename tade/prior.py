@@ -68,6 +68,7 @@ class PriorAggregator(LikelihoodAggregator):
             log pi, in natural-log units. Calibrations on the labeled test images (`--calibrate_on_test` prints them)
             gave b1 / a of -0.41 (TADE, 200 epochs), -0.12 (30 epochs), -0.25 (RIDE) and -0.19 (Softmax) on CIFAR100-LT,
             and -0.08 on Caltech-101-LT: no network scores rare classes too high.
+        largest_bias: of b1. What step 2 finds above it is taken as this: on hardly trained networks stability misleads.
         skew_scale: standard deviation of the prior of s, N(0, skew_scale^2), which counts where images are few.
         classwise: whether to do step 3.
         class_noise: standard deviation over the classes of how much a class's scores are off, in natural-log units. On
@@ -91,6 +92,7 @@ class PriorAggregator(LikelihoodAggregator):
         debias: bool = True,
         bias_center: float = -0.2,
         bias_scale: float = 0.3,
+        largest_bias: float = 0.0,
         skew_scale: float = 0.5,
         classwise: bool = True,
         class_noise: float = 0.65,
@@ -105,6 +107,7 @@ class PriorAggregator(LikelihoodAggregator):
             )
         if not 0 < forgetting <= 1:
             raise ValueError(f"forgetting must be above 0 and at most 1, not {forgetting}")
+        self.largest_bias = largest_bias
         self.skew_scale = skew_scale
         self.classwise = classwise
         self.class_noise = class_noise
@@ -198,6 +201,7 @@ class PriorAggregator(LikelihoodAggregator):
         if certain and self.unit > SAME:
             if views and self.finds_bias:
                 self._find_bias(evidence, self._asymmetry(*views), weights)
+                self.beta = min(self.beta, self.largest_bias / self.unit)
             elif self.bias_prior:
                 self.beta, self.beta_error = self.bias_prior
             certain = self._find_skew()

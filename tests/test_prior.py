@@ -47,6 +47,8 @@ def skewed(s):
 
 
 def make(kind=PriorAggregator, carried=CARRIED, log_prior=None, **options):
+    if kind is PriorAggregator:  # biases of both signs are found here
+        options = {"largest_bias": math.inf} | options
     return kind(carried, PI.log() if log_prior is None else log_prior, **options)
 
 
@@ -394,6 +396,14 @@ def test_few_images_leave_the_bias_at_zero():
     assert np.mean([abs(r["bias"]) for r in found]) < 0.3 and np.mean([r["bias_standard_error"] for r in found]) > 0.25
     many = unbiased(0.3, 0.5, 4000)[0].report()
     assert 0.25 < many["bias"] < 0.6 and many["bias_standard_error"] < 0.1
+
+
+def test_scores_are_not_taken_to_favor_rare_classes():
+    """A bias above largest_bias is taken as that; one below it is found as before."""
+    for bias in (0.5, -0.5):
+        found, free = (unbiased(0.6, bias, 2000, **options)[0] for options in ({"largest_bias": 0.0}, {}))
+        assert found.report()["bias"] == pytest.approx(min(0.0, free.report()["bias"]), abs=1e-6)
+    assert PriorAggregator(CARRIED, PI.log()).largest_bias == 0
 
 
 def test_when_there_is_no_bias_to_look_for():
