@@ -286,10 +286,18 @@ def test_a_mistyped_folder_is_refused_before_training(folder, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # no run folder was made
 
 
-def test_worker_processes_end_with_python(folder):
-    """Also where the loader is part of a cycle, which Python does not take apart at its end."""
+@pytest.mark.parametrize(
+    "before",
+    ["", "DataLoader._mark_worker_as_unavailable = lambda *_, **__: None"],
+    ids=["told", "not told"],
+)
+def test_worker_processes_end_with_python(folder, before):
+    """Also where the loader is part of a cycle, which Python does not take apart at its end, and where a worker does
+    not hear that it is to end."""
     program = (
         "import sys; from data_loader.data_loaders import ListDataLoader\n"
+        "from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as DataLoader\n"
+        f"{before}\n"
         "root = sys.argv[1]\n"
         "loader = ListDataLoader(root, f'{root}/train.txt', f'{root}/test.txt', 8, image_size=32, num_workers=1)\n"
         "batches = iter(loader); next(batches); loader.cycle = [loader, batches]; del loader, batches\n"
