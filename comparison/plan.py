@@ -189,9 +189,9 @@ def plan_run(
         typed(f"test_all_{suffix}.py", "-r", str(last), texts=for_testing),
     ]
     testing: dict[str, Mapping] = {EQUAL: values(for_testing)}
-    adapting = [(PRIOR, test_time_config(data, method, "prior"), for_testing + ["averaged_views=0"] * quick)]
+    adapting = [(PRIOR, adapting_config(data, method, "prior"), for_testing + ["averaged_views=0"] * quick)]
     if config["loss"]["type"] == "DiverseExpertLoss":
-        adapting.insert(0, (LEARNED, test_time_config(data, method, "tade"), for_learning))
+        adapting.insert(0, (LEARNED, adapting_config(data, method, "tade"), for_learning))
     for job, file, texts in adapting:
         testing[job] = {**read_json(file), "seed": seed, **values(texts)}
         make_config(merge({k: v for k, v in config.config.items() if k in TESTING_SECTIONS}, testing[job]))
@@ -202,7 +202,7 @@ def plan_run(
     return Run(data, method, seed, folder, training, testing, device, commands)
 
 
-def test_time_config(data: str, method: str, kind: str) -> Path:
+def adapting_config(data: str, method: str, kind: str) -> Path:
     """The config/test_time_*.json of a method on a data set; the example's where they have none of their own.
 
     Args:

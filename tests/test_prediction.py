@@ -291,6 +291,13 @@ def test_a_stream_takes_what_predict_takes(run, photos):
     assert folder.checkpoint == run.checkpoint
 
 
+def test_an_aggregator_that_falls_back_says_so(run, photos, capsys):
+    alone = predict(run, paths(photos, 0, 1), PriorAggregator)  # one image says nothing of a class mix
+    assert alone.learning["note"] in capsys.readouterr().out
+    predict(run, paths(photos, 0, 20))
+    assert "PriorAggregator" not in capsys.readouterr().out
+
+
 def test_a_state_of_something_else_is_refused(run, named, photos, tmp_path):
     state = tmp_path / "state"
     next(predict_stream(run, [paths(photos, 0, 20)], PriorAggregator, state))

@@ -155,11 +155,11 @@ def onnx_runner(content: bytes) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-#: Format -> (file, method of Exporter, packages that it needs: module and what to install).
-FORMATS: dict[str, tuple[str, Callable[[Exporter], bytes], dict[str, str]]] = {
-    "onnx": ("network.onnx", Exporter.onnx, {"onnx": "onnx==1.23.2", "onnxscript": "onnxscript==0.7.2"}),
-    "torch": ("network.pt2", Exporter.torch_program, {}),
-    "safetensors": ("model.safetensors", Exporter.safetensors, {"safetensors": "safetensors==0.8.0"}),
+#: Format -> (file, method of Exporter, packages of the extra "export" that it needs).
+FORMATS: dict[str, tuple[str, Callable[[Exporter], bytes], tuple[str, ...]]] = {
+    "onnx": ("network.onnx", Exporter.onnx, ("onnx", "onnxscript")),
+    "torch": ("network.pt2", Exporter.torch_program, ()),
+    "safetensors": ("model.safetensors", Exporter.safetensors, ("safetensors",)),
 }
 
 DESCRIPTIONS = {
@@ -176,14 +176,13 @@ def check_packages(formats: list[str]) -> None:
         UserError: a package is missing.
     """
     for name in formats:
-        packages = FORMATS[name][2]
-        for module in packages:
+        for module in FORMATS[name][2]:
             try:
                 __import__(module)
             except ImportError as error:
                 raise UserError(
-                    f"The format {name} needs {module}, which is not installed: pip install "
-                    f"{' '.join(packages.values())}, or leave it out of --formats."
+                    f'The format {name} needs {module}, which is not installed: pip install ".[export]" in the '
+                    "checkout, or leave it out of --formats."
                 ) from error
 
 

@@ -18,6 +18,7 @@ from trainer.results import ClassCounts, Predictions
 from utils import distributed
 from utils.checkpoint import check_plain, save_checkpoint
 from utils.errors import UserError
+from utils.logger import get_logger
 from utils.torch_file import Damaged, read_torch_file
 
 Images = Path | str | Tensor | ImageList | Sequence[Path | str]
@@ -76,11 +77,14 @@ def _predictions(
 ) -> Predictions:
     """The record of predictions [N, C] of a run's test images."""
     probability, label = torch.log_softmax(run.test_logits.mean(dim=1), dim=1).max(dim=1)
+    learning = aggregator.report() if aggregator else {}
+    if note := learning.get("note"):
+        get_logger().warning(f"{type(aggregator).__name__}: {note}.")
     return Predictions(
         run.loader.test_names,
         log_probabilities,
         run.loader.class_names,
-        aggregator.report() if aggregator else {},
+        learning,
         run.checkpoint,
         calibration,
         (label, probability.exp()),

@@ -71,8 +71,8 @@ def check_format(name: str) -> None:
             import pyarrow  # noqa: F401 pandas writes Parquet by it
         except ImportError as error:
             raise UserError(
-                "Parquet needs the package pyarrow, which is not installed: pip install pyarrow==26.0.1, or use "
-                "--format csv or jsonl."
+                'Parquet needs the package pyarrow, which is not installed: pip install ".[parquet]" in the checkout, '
+                "or use --format csv or jsonl."
             ) from error
 
 

@@ -84,7 +84,7 @@ def changed_config(config: Mapping, changes: Mapping) -> ConfigParser:
             continue
         kind = components.get(str(content["type"]))
         accepted = inspect.signature(kind).parameters if kind else content.get("args", {})
-        for name in content.get("args", {}).keys() - accepted:
+        for name in sorted(content.get("args", {}).keys() - accepted):
             path = f"{section};args;{name}"
             if path not in changes:
                 del content["args"][name]

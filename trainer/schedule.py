@@ -32,7 +32,7 @@ class CustomLR(LambdaLR):
 def moved_schedule(config: Mapping, epochs: int, kept: Mapping = {}) -> dict[str, object]:
     """What changes in a training config when its schedule takes another number of epochs: {path: value}.
 
-    Steps and re-weighting move in proportion; warm-up ends before half of the first step. Each is at least 1.
+    Steps and re-weighting move in proportion, to epoch 1 at least; warm-up is at most half of the first step.
 
     Args:
         config: sections, with the epochs that its schedule was made for in "trainer".
