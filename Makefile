@@ -35,8 +35,9 @@ lint: env  ## check style, layout, imports and types
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
-test: lint  ## lint, then run the tests
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+test: lint  ## lint, then run the tests, several files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
+		--cov --cov-report=term:skip-covered
 
 test-slow: env  ## fuzz files, configs and options, damage every byte of a checkpoint; kill trainings at random moments
 	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_hostile_files.py

@@ -33,7 +33,8 @@ TESTS = {
     "tade/*.py": "prior asymmetry stability calibration given_prior choices metric loss",
     "model/loss.py": "loss trainer choices",
     "trainer/*.py": "trainer evaluation choices schedule results inference given_prior calibrate prior stability "
-    "stopping continuity precision scripts parse_config pretrained freeze checkpoint",
+    "stopping continuity precision scripts parse_config pretrained freeze checkpoint prediction report_page export "
+    "state examples logger",
     "data_loader/class_profiles.py": "class_profiles data_loaders choices evaluation",
     "utils/checkpoint.py": "checkpoint continuity hostile_files pretrained trainer choices",
 }

@@ -1,8 +1,11 @@
 """What the tests share: golden figures, the inputs they belong to, a tiny run on the digits, and the real CIFAR-100."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import zlib
@@ -20,7 +23,14 @@ GOLDEN = ROOT / "tests" / "golden"
 #: Cases of each fuzz test; `make test-slow` sets 10,000.
 CASES = int(os.environ.get("FUZZ_CASES", "500"))
 SLOW = CASES >= 1000
+#: Files that take longest: they come first where several run at a time, so that none is left alone at the end.
+LONGEST = [f"test_{name}" for name in "reproduce demo trainer processes scripts on_disk evaluation fuzz".split()]
 SHARED = ROOT.parent / "shared"  # figures and data of the developers, absent on a user's machine
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def golden_random(name: str) -> np.random.RandomState:
@@ -72,10 +82,29 @@ def run_script(name: str, *arguments, cwd: Path = ROOT) -> subprocess.CompletedP
     )
 
 
+def call_script(name: str, *arguments) -> subprocess.CompletedProcess:
+    """A script as the shell starts it, but in this process: importing torch anew takes seconds."""
+    out, errors, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [f"{name}.py", *map(str, arguments)]
+    status = 0
+    try:
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            runpy.run_path(f"{name}.py", run_name="__main__")
+    except SystemExit as stopped:
+        status = stopped.code
+        if isinstance(status, str):  # what the interpreter does with it
+            errors.write(status + "\n")
+            status = 1
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(name, status or 0, out.getvalue(), errors.getvalue())
+
+
 @pytest.fixture
 def digits_config(tmp_path) -> dict:
-    """Two epochs on the digits, in a few seconds; runs go to tmp_path."""
+    """Two epochs of a narrow network on the digits, in a few seconds; runs go to tmp_path."""
     config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    config["arch"]["args"] |= {"layer2_output_dim": 16, "layer3_output_dim": 16}
     config["trainer"] |= {"epochs": 2, "save_dir": str(tmp_path), "save_period": 1, "tensorboard": False}
     config["data_loader"]["args"] |= {"batch_size": 64, "distributions": ["forward10", "uniform", "backward10"]}
     return config

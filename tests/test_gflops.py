@@ -1,11 +1,8 @@
 """The cost of the networks, against the published method's figures and against torch's own counter."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, call_script
 from torch.utils.flop_counter import FlopCounterMode
 
 from comparison.cost import cost_of
@@ -51,9 +48,8 @@ def test_parts_add_up_and_agree_with_torchs_counter():
 
 
 def test_command_line_prints_every_part_and_names_what_is_wrong():
-    run = [sys.executable, "-m", "utils.gflops", "-c"]
-    done = subprocess.run([*run, "configs/config_cifar100_ir100_tade.json"], cwd=ROOT, capture_output=True, text=True)
+    done = call_script("utils/gflops", "-c", "configs/config_cifar100_ir100_tade.json")
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in ("stem", "expert 3", "0.1013", "Not\ncounted"))
-    done = subprocess.run([*run, "configs/absent.json"], cwd=ROOT, capture_output=True, text=True)
+    done = call_script("utils/gflops", "-c", "configs/absent.json")
     assert done.returncode == 1 and done.stderr.startswith("There is no config file") and "Traceback" not in done.stderr

@@ -1,11 +1,9 @@
 """The scripts of Places-LT and iNaturalist, as command lines, on lists of their layout over a few images."""
 
 import json
-import runpy
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, call_script
 from test_on_disk import COUNTS, SIZE, folder  # noqa: F401 (a fixture)
 
 from trainer import train
@@ -18,11 +16,11 @@ DATA_SETS = {
 }
 
 
-def run(monkeypatch, name: str, *arguments: str) -> None:
-    """A script as the shell starts it."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-    runpy.run_path(f"{name}.py", run_name="__main__")
+def run(name: str, *arguments) -> str:
+    """What a script prints."""
+    done = call_script(name, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module", params=DATA_SETS)
@@ -53,12 +51,12 @@ def run_of_a_data_set(folder, tmp_path_factory, request):  # noqa: F811
     return request.param, distributions, suffix, train(config)["last"]
 
 
-def test_scripts_of_a_published_data_set(run_of_a_data_set, tmp_path, monkeypatch, capsys):
+def test_scripts_of_a_published_data_set(run_of_a_data_set, tmp_path):
     name, distributions, suffix, last = run_of_a_data_set
-    run(monkeypatch, "test_places" if suffix == "places" else "test", "-r", last, "-o", str(tmp_path / "balanced"))
-    run(monkeypatch, f"test_all_{suffix}", "-r", last, "-o", str(tmp_path / "all"))
-    options = ["-c", f"configs/test_time_{name}_tade.json", "-r", last, "-o", str(tmp_path / "learned")]
-    run(monkeypatch, f"test_train_{suffix}", *options, "--set", "aggregator;args;epochs=1")
+    run("test_places" if suffix == "places" else "test", "-r", last, "-o", tmp_path / "balanced")
+    run(f"test_all_{suffix}", "-r", last, "-o", tmp_path / "all")
+    options = ["-c", f"configs/test_time_{name}_tade.json", "-r", last, "-o", tmp_path / "learned"]
+    printed = run(f"test_train_{suffix}", *options, "--set", "aggregator;args;epochs=1")
     read = {kind: json.loads((tmp_path / kind / "results.json").read_text()) for kind in ("balanced", "all", "learned")}
     assert list(read["balanced"]["distributions"]) == ["uniform"]
     sizes = {entry: 12 if entry == "uniform" else 4 for entry in distributions}
@@ -70,4 +68,4 @@ def test_scripts_of_a_published_data_set(run_of_a_data_set, tmp_path, monkeypatc
     assert read["balanced"]["distributions"]["uniform"]["top1"] == read["all"]["distributions"]["uniform"]["top1"]
     assert all("learning" not in entry for entry in read["all"]["distributions"].values())
     assert all("weights_after_pass" in entry["learning"] for entry in read["learned"]["distributions"].values())
-    assert str(tmp_path / "learned") in capsys.readouterr().out
+    assert str(tmp_path / "learned") in printed

@@ -146,13 +146,12 @@ def test_a_finished_run_is_left_alone_and_other_options_do_not_mix_with_it(finis
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in Linux's /proc")
-@pytest.mark.parametrize("moment", ["training goes on", "test_all of last", "test_train of last"])
-def test_killed_at_any_moment_it_ends_with_the_same_table(finished, tmp_path, moment):
-    """SIGKILL when a stage has begun; nothing of it is left running; started again, the figures are the same."""
-    if moment == "training goes on":
-        stop_when(tmp_path, lambda text: "training, 2 epochs" in text)
-        stop_when(tmp_path, lambda text: (tmp_path / "Digits_LT_TADE" / "seed1" / "last.pth").exists())
-    stop_when(tmp_path, lambda text: moment in text)
+def test_killed_at_any_moment_it_ends_with_the_same_table(finished, tmp_path):
+    """SIGKILL when a stage has begun, in each stage once; nothing of it is left running; the figures are the same."""
+    stop_when(tmp_path, lambda text: "training, 2 epochs" in text)
+    stop_when(tmp_path, lambda text: (tmp_path / "Digits_LT_TADE" / "seed1" / "last.pth").exists())
+    for moment in ("training goes on", "test_all of last", "test_train of last"):
+        stop_when(tmp_path, lambda text, moment=moment: moment in text)
     run(tmp_path, "--methods", "tade")
     expected, found = (pd.read_csv(folder / "results.csv") for folder in (finished[0], tmp_path))
     expected = expected[expected["method"] == "tade"].reset_index(drop=True)

@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import runpy
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run_script, script
+from conftest import ROOT, call_script, run_script, script
 
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer import train
@@ -72,7 +71,8 @@ def test_test_time_training(digits_run):
 
 
 def test_streaming_is_a_mode(digits_run, tmp_path):
-    whole = run_job("test_train_cifar", digits_run["last"], read_json(TEST_TIME), output=tmp_path / "whole")
+    short = {**read_json(TEST_TIME), "aggregator;args;epochs": 2}
+    whole = run_job("test_train_cifar", digits_run["last"], short, output=tmp_path / "whole")
     one = run_job("test_train_cifar", digits_run["last"], read_json(TEST_TIME), output=tmp_path, stream=True)
     assert "stream of the test images in batches of 64" in one["protocol"]
     assert all(len(e["learning"]["weights_after_pass"]) == 2 for e in one["distributions"].values())
@@ -85,13 +85,14 @@ def test_streaming_is_a_mode(digits_run, tmp_path):
 
 def test_averaged_views_by_a_flag(digits_run, tmp_path):
     last = digits_run["last"]
-    done = run_script("test_all_cifar", "-r", last, "--averaged_views", 2, "-o", tmp_path)
+    done = call_script("test_all_cifar", "-r", last, "--averaged_views", 2, "-o", tmp_path)
     assert done.returncode == 0 and "each of 3 averaged views" in done.stdout, done.stderr
     written = json.loads((tmp_path / "results.json").read_text())
     assert "each of 3 averaged views" in written["protocol"] and written["config"]["averaged_views"] == 2
     plain = run_job("test_all_cifar", last, output=tmp_path / "plain")
     assert written["distributions"]["uniform"]["experts_top1"] != plain["distributions"]["uniform"]["experts_top1"]
-    learned = run_job("test_train_cifar", last, {**read_json(TEST_TIME), "averaged_views": 2}, output=tmp_path / "t")
+    learning = {**read_json(TEST_TIME), "averaged_views": 2, "aggregator;args;epochs": 1}
+    learned = run_job("test_train_cifar", last, learning, output=tmp_path / "t")
     for name, entry in learned["distributions"].items():
         assert entry["equal_weights_top1"] == pytest.approx(written["distributions"][name]["top1"], abs=0.5)
     with pytest.raises(SystemExit):
@@ -207,14 +208,9 @@ def test_command_lines(digits_run, tmp_path):
         ),
     ],
 )
-def test_bad_input_gets_one_sentence_and_a_status(digits_run, name, arguments, message, monkeypatch, capsys):
-    arguments = [digits_run["last"] if a == "CKPT" else str(a) for a in arguments]
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(f"{name}.py", run_name="__main__")
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and message in error and error.count("\n") == 1
+def test_bad_input_gets_one_sentence_and_a_status(digits_run, name, arguments, message):
+    done = call_script(name, *(digits_run["last"] if a == "CKPT" else a for a in arguments))
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_reader_that_closed_its_pipe_ends_the_script_without_a_word(monkeypatch, capfd):
@@ -232,18 +228,18 @@ def test_a_foreign_config_that_is_not_understood_gives_way_to_ones_own(digits_ru
     ours = load_checkpoint(digits_run["last"])
     foreign = {"state_dict": ours["model"], "epoch": 9, "config": {**ours["config"], "visualization": {}}}
     torch.save(foreign, tmp_path / "foreign.pth")
-    done = run_script("test", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "foreign.pth")
+    done = call_script("test", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "foreign.pth")
     assert done.returncode == 0, done.stderr
 
 
 def test_weights_alone_evaluate_with_a_config_and_cannot_be_resumed(digits_run, tmp_path):
     torch.save(load_checkpoint(digits_run["last"])["model"], tmp_path / "weights.pth")
-    done = run_script("test", "-r", tmp_path / "weights.pth")
+    done = call_script("test", "-r", tmp_path / "weights.pth")
     assert done.returncode == 2 and "carries no config" in done.stderr
-    done = run_script("test", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "weights.pth")
+    done = call_script("test", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "weights.pth")
     assert done.returncode == 0
     save_checkpoint(tmp_path / "bare.pth", {"model": load_checkpoint(digits_run["last"])["model"]})
-    done = run_script(
+    done = call_script(
         "train", "-c", "configs/config_digits_tade.json", "-r", tmp_path / "bare.pth", "--save_dir", tmp_path
     )
     assert done.returncode == 2 and "weights alone" in done.stderr

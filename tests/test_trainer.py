@@ -136,6 +136,8 @@ def test_any_number_of_experts_trains(digits_config, experts):
 
 def test_mixed_precision_trains_and_keeps_float32_weights(digits_config):
     digits_config["trainer"] |= {"epochs": 1, "precision": "bf16"}
+    digits_config["arch"]["args"]["num_experts"] = 2
+    digits_config["data_loader"]["args"]["distributions"] = ["uniform"]
     values = train(digits_config)
     assert np.isfinite(values["loss"])
     assert all(v.dtype in (torch.float32, torch.int64) for v in load_checkpoint(values["last"])["model"].values())
