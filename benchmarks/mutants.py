@@ -30,7 +30,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 #: Files that are mutated, and the test files that concern them.
 TESTS = {
-    "tade/*.py": "prior asymmetry stability calibration given_prior choices metric loss",
+    "tade/*.py": "prior asymmetry stability calibration given_prior choices metric loss state",
     "model/loss.py": "loss trainer choices",
     "trainer/*.py": "trainer evaluation choices schedule results inference given_prior calibrate prior stability "
     "stopping continuity precision scripts parse_config pretrained freeze checkpoint prediction report_page export "

@@ -10,7 +10,7 @@ from conftest import script, start_small_run
 
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from data_loader.image_lists import ImageList
-from trainer import load_run, train
+from trainer import continuity, load_run, train
 from trainer.command_line import Options, parse
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -46,6 +46,14 @@ def started(small_run, tmp_path) -> dict:
 def test_another_training_is_named_and_refused(started, change, named):
     with pytest.raises(UserError, match=f"one/last.pth was trained otherwise: .*{named}.* with --allow_changes"):
         train({**started["config"], **change}, resume=started["last"])
+
+
+@pytest.mark.parametrize(("count", "said"), [(5, "1; 2; 3; 4; 5; undo"), (7, "1; 2; 3; 4; 5 (and 2 more); undo")])
+def test_five_differences_are_named_and_the_rest_counted(monkeypatch, count, said):
+    monkeypatch.setattr(continuity, "changes", lambda *_: [str(n) for n in range(1, count + 1)])
+    with pytest.raises(UserError) as refused:
+        continuity.check_continuity({}, "last.pth", make_config({}), [], {}, allow=False)
+    assert f"trained otherwise: {said}" in str(refused.value)
 
 
 def test_allowed_changes_are_said_and_taken(started, capsys):

@@ -13,9 +13,10 @@ from model.inference import inference_copy
 from model.metric import top5_accuracy
 from model.model import ResNet32Model
 from tade import Aggregator, StabilityAggregator
-from trainer.adaptation import fit_all, follow_streams, two_view_logits
+from trainer.adaptation import fit_all, follow_streams, log_learned, two_view_logits
 from trainer.evaluation import Scorer, views_text
 from trainer.logits import LogitsBuffer, expert_logits, selected
+from trainer.results import DistributionResult
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -334,3 +335,18 @@ def test_only_an_oracle_could_see_a_label(digits_run):
     shuffled.loader.test_set = type(shuffled.loader.test_set)(images, targets[torch.randperm(len(targets))])
     one, other = (trainer.adapt(r, names=["backward10"]).distributions["backward10"] for r in (run, shuffled))
     assert one.weights == other.weights and one.learning == other.learning and one.top1 != other.top1
+
+
+def test_what_was_learned_is_one_line(capsys):
+    learned = {"beta": 0.5, "beta_error": 0.1, "stability_in_pass": [0.5, 0.6, 0.7], "steps": 12}
+    result = DistributionResult(10, [60.0, 50.0], {"top1": 62.5}, [0.75, 0.25], learning=learned)
+    log_learned("uniform", result)
+    result.learning = {"note": "equal weights are used"}
+    log_learned("forward50", result)
+    result.learning = result.weights = None
+    log_learned("backward50", result)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "uniform     beta 0.50  passes 3  expert weights 0.750 0.250",
+        "forward50   expert weights 0.750 0.250  (equal weights are used)",
+        "backward50",
+    ]

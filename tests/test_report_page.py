@@ -14,6 +14,7 @@ from comparison.page import Cell, Evaluated, comparison_page, verdict
 from comparison.tables import cost_table, records
 from trainer import evaluation_page, prediction_page
 from trainer.evaluation import Scorer
+from trainer.outcomes import Outcomes
 from trainer.results import CheckpointRecord, Predictions, Results, save_results
 from utils.charts import linear_ticks, log_ticks
 
@@ -264,3 +265,91 @@ def test_the_verdict_of_a_comparison():
 def test_ticks_are_round():
     assert linear_ticks(0, 100) == [0, 20, 40, 60, 80, 100] and linear_ticks(47.3, 61) == [50, 55, 60]
     assert log_ticks(4.2, 575) == [5, 10, 20, 50, 100, 200, 500] and log_ticks(1, 5000) == [1, 10, 100, 1000]
+
+
+def test_the_figures_of_a_prediction_by_hand():
+    scores = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.4, 0.3, 0.3]]))
+    predictions = Predictions(["x.png", "y.png", "z.png"], scores, ["ant", "bee", "cat"], {}, CHECKPOINT)
+    record = {"images": 3, "folder": "in", "checkpoint": CHECKPOINT.to_json(), "weights": [0.25, None]}
+    record["aggregator"] = {"type": "StabilityAggregator", "args": {}}
+
+    def page() -> str:
+        return prediction_page.prediction_page(predictions, [6, 3, 1], record, thumbnails).decode()
+
+    text = page()
+    for said in (
+        "3 images, estimated to be mostly bee (43.3\u00a0%), ant (40.0\u00a0%) and cat (16.7\u00a0%); "
+        "33.3\u00a0% are predicted with less than 50\u00a0% confidence.",
+        "The class mix is the mean of the predicted probabilities.",
+        "bee: 43.33\u00a0% estimated, 1 images predicted, 30.00\u00a0% of the training images",
+        "ant: 40.00\u00a0% estimated, 2 images predicted, 60.00\u00a0% of the training images",
+        *(f"{name}, training images: {share}.00\u00a0%" for name, share in (("ant", 60), ("bee", 30), ("cat", 10))),
+        "cat, these images, estimated: 16.67\u00a0%",
+        "Median 70.0\u00a0%; 33.3\u00a0% of the images are below 50\u00a0%.",
+        "70 to 75\u00a0%: 1 images",
+        "40 to 45\u00a0%: 1 images",
+        "y.png; bee: 80\u00a0%, ant: 10\u00a0%",
+        "0.25, –",
+    ):
+        assert said.replace("\u00a0", " ") in text.replace("\u00a0", " "), said
+    assert text.index('title="y.png') < text.index('title="z.png')  # the surest first
+
+    predictions.learning = {"prior": [0.2, 0.3, 0.5], "note": "the prior was hard to tell"}
+    assert "estimated to be mostly cat (50.0" in page() and "the prior was hard to tell" in page()
+    assert "The class mix is the test prior that was estimated." in page()
+    record["aggregator"]["type"] = "GivenPriorAggregator"
+    assert "The class mix is the test prior that was given." in page()
+
+
+def test_the_figures_of_a_distribution_by_hand():
+    """Five images of three classes; confidences 0.9, 0.8, 0.7 right and 0.6, 0.5 wrong."""
+    targets, prediction = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 2, 0])
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
+    outcomes = Outcomes(torch.arange(5), targets, prediction, confidence)
+    classes = {"names": ["ant", "bee", "cat"], "training_images": [10, 40, 20]}
+    entry = {"images": 5, "per_class_accuracy": [100.0, 50.0, 0.0]}
+
+    def shown(entry: dict, pair: tuple) -> tuple[dict, list[str]]:
+        panel = evaluation_page.panel(entry, pair, classes, "Some Way", True)
+        return panel, [mark.title for mark in panel["mix"].marks if mark.title]
+
+    panel, titles = shown(entry, (outcomes, None))
+    assert titles == [
+        *("bee, true: 40.00 %", "cat, true: 20.00 %", "ant, true: 40.00 %"),
+        *("bee, predicted: 20.00 %", "cat, predicted: 20.00 %", "ant, predicted: 60.00 %"),
+    ]
+    assert panel["mix_title"].startswith("Predicted") and panel["mix_note"].startswith("20.0 % of the images")
+    assert [m.title for m in panel["per_class"].marks if m.title] == [
+        f"{name}: {count} training images, accuracy {value} % (some way)"
+        for name, count, value in (("ant", 10, "100.0"), ("bee", 40, "50.0"), ("cat", 20, "0.0"))
+    ]
+    # |0.9 - 1| + |0.8 - 1| + |0.7 - 1| + 0.6 + 0.5, a fifth of it; 0.7 sure on average and 0.6 right
+    assert panel["calibration"] == ("Calibration error 34.0 points; on average the network is 10.0 points too sure.")
+    sure = Outcomes(torch.arange(5), targets, targets, torch.full((5,), 0.75))
+    panel, titles = shown({**entry, "learning": {"prior": [0.5, 0.3, 0.2]}}, (sure, outcomes))
+    assert titles[3:] == [
+        "bee, estimated from unlabeled images: 30.00 %",
+        "cat, estimated from unlabeled images: 20.00 %",
+        "ant, estimated from unlabeled images: 50.00 %",
+    ]
+    assert panel["calibration"] == (
+        "Calibration error 25.0 points (equal weights 34.0); on average the network is 25.0 points too unsure."
+    )
+    assert panel["mix_title"].startswith("Estimated") and panel["mix_note"].startswith("10.0 % of the images")
+    assert [m.title for m in panel["per_class"].marks if m.title][:2] == [
+        "ant: 10 training images, accuracy 100.0 % (equal weights)",
+        "bee: 40 training images, accuracy 50.0 % (equal weights)",
+    ]
+    assert evaluation_page.class_means([("a", 1, 20.0), ("b", 1, 40.0), ("c", 1000, 90.0)]) == [
+        (1.0, 30.0, "2 classes of 1 to 1 images, mean 30.0 %"),
+        (1000.0, 90.0, "1 classes of 1000 to 1000 images, mean 90.0 %"),
+    ]
+    found = evaluation_page.mistakes(outcomes, classes, None, 4)
+    assert [(row["name"], row["accuracy"], row["taken"]) for row in found["worst"]] == [
+        ("cat", "0.0", "ant (1)"),
+        ("bee", "50.0", "cat (1)"),
+    ]
+    assert [(row["true"], row["guess"], row["times"]) for row in found["confusions"]] == [
+        ("bee", "cat", "1 of 2 images"),
+        ("cat", "ant", "1 of 1 images"),
+    ]

@@ -68,6 +68,28 @@ def test_stop_rule():
     assert len(fit(make(batch_size=400, epochs=3), views).stability) == 3
 
 
+def test_the_stop_rule_rounds_weights_to_two_decimals():
+    """As the published method does: 0.046 is 0.05 and goes on, 0.044 is 0.04 and ends."""
+    for smallest, ends in ((0.046, False), (0.044, True)):
+        aggregator = make(epochs=5)
+        aggregator.history.append([smallest, 0.4, 0.6 - smallest])
+        assert aggregator.finished == ends
+    aggregator = make(stop_below=0.5)
+    assert not aggregator.finished  # the weights to start with do not count
+    aggregator.history.append([0.0, 0.4, 0.6])
+    assert aggregator.finished
+
+
+def test_the_stability_of_a_pass_is_the_mean_over_its_updates():
+    views = expert_views(count=8)
+    aggregator = make(batch_size=4, epochs=1, fallback=False, sgd={"lr": 0.0})
+    aggregator.fit(views[0], [views], torch.Generator().manual_seed(1))
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    halves = [prediction_stability(torch.full((3,), 1 / 3), *(v[batch] for v in views)) for batch in order.split(4)]
+    assert aggregator.stability == [pytest.approx(float(sum(halves)) / 2)]
+    assert aggregator.report()["stability_in_pass"] == aggregator.stability
+
+
 def test_starts_equal_and_reports_how_weights_moved():
     aggregator = make(batch_size=400, epochs=2)
     torch.testing.assert_close(aggregator.weights, torch.full((3,), 1 / 3))
