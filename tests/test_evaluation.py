@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from model.inference import inference_copy
 from model.metric import top5_accuracy
 from model.model import ResNet32Model
-from tade import Aggregator, StabilityAggregator
-from trainer.adaptation import fit_all, follow_streams, log_learned, two_view_logits
-from trainer.evaluation import Scorer, views_text
+from tade import Aggregator, EMAggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
+from trainer.adaptation import fit_all, follow_streams, log_learned, protocol_of, two_view_logits
+from trainer.evaluation import Scorer, results_of, views_text
 from trainer.logits import LogitsBuffer, expert_logits, selected
 from trainer.results import DistributionResult
 from utils.errors import UserError
@@ -350,3 +351,48 @@ def test_what_was_learned_is_one_line(capsys):
         "forward50   expert weights 0.750 0.250  (equal weights are used)",
         "backward50",
     ]
+
+
+def test_the_protocol_says_how_it_was_learned():
+    prior = torch.tensor([0.7, 0.3]).log()
+    ours = (prior.expand(2, 2), prior)
+    stream = "learned from a stream of the test images in batches of 8, each predicted right after learning from it"
+    whole = "learned on each distribution's own unlabeled test images"
+    views, given = ", random views shared between distributions", " (GivenPriorAggregator)"
+    for aggregator, streaming, said in (
+        (StabilityAggregator(*ours), False, f"Test-time training (StabilityAggregator): {whole}{views}; "),
+        (StabilityAggregator(*ours), True, f"Test-time training (StabilityAggregator): {stream}{views}; "),
+        (PriorAggregator(*ours), True, f"Adaptation (PriorAggregator): {stream}{views}; "),
+        (EMAggregator(*ours), False, f"Adaptation (EMAggregator): {whole}; "),
+        (
+            GivenPriorAggregator(*ours, prior=[0.5, 0.5]),
+            False,
+            f"Known test prior{given}, the same for all: nothing learned; ",
+        ),
+    ):
+        assert protocol_of(aggregator, streaming, 8, "x") == f"{said}predictions on x."
+
+
+def test_results_name_the_aggregator_that_the_config_chose(digits_run):
+    run = trainer.load_run(digits_run["last"], overrides={"aggregator": {"type": "EMAggregator", "args": {"steps": 3}}})
+    chosen = trainer.adapt(run, names=["uniform"])
+    assert chosen.config["aggregator"] == {"type": "EMAggregator", "args": {"steps": 3}}
+    run = trainer.load_run(digits_run["last"])
+    assert "aggregator" not in trainer.adapt(run, EMAggregator, names=["uniform"]).config  # not the config's
+
+
+def test_what_is_left_out_is_remarked():
+    loader = SimpleNamespace(class_names=["ant", "bee"], thumbnails=None)
+    common = {"checkpoint": None, "seed": 1, "device": CPU, "config": SimpleNamespace(config={}), "loader": loader}
+    labeled = "20 labeled test images calibrate and are left out of every figure"
+    broken = "1 test images cannot be decoded and are left out"
+    for left_out, bad, remark in (
+        ([], {}, None),
+        (range(20), {}, labeled),
+        ([], {3: None}, broken),
+        (range(20), {3: None}, f"{labeled}; {broken}"),
+    ):
+        run = SimpleNamespace(cls_num_list=[5, 1], targets=torch.zeros(50), left_out=left_out, bad_images=bad, **common)
+        results = results_of(run, "In some way.")
+        assert results.remark == remark and (results.protocol == "In some way.") == (remark is None)
+        assert ("1 of 50" in results.protocol) == bool(bad) and ("20 labeled" in results.protocol) == bool(left_out)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN, golden_json
 
 import model.loss
+from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from model.loss import (
     BalancedSoftmaxLoss,
     CrossEntropyLoss,
@@ -22,6 +23,8 @@ from model.loss import (
     inverse_prior,
     ldam_margins,
 )
+from trainer.loaded_run import carried_log_priors
+from trainer.registry import make_config
 
 VALUES = golden_json("losses.json")
 COUNTS = VALUES["cls_num_list"]
@@ -276,3 +279,23 @@ def test_training_leaves_the_logits_with_the_prior_that_the_loss_says():
         optimizer.step(closure)
         expected = torch.log_softmax(loss.log_priors(experts), dim=1)
         torch.testing.assert_close(torch.log_softmax(v.detach(), dim=1), expected, atol=2e-3, rtol=0)
+
+
+def test_what_a_checkpoint_carries_depends_on_its_loss_its_sampling_and_its_epoch():
+    plain, balanced = (ImbalanceDigitsDataLoader(32, imb_factor=0.05, balanced=b) for b in (False, True))
+    log_prior = class_prior(plain.cls_num_list).log()
+
+    def carried(loss: dict | None, epoch: int | None, loader, experts: int = 1) -> torch.Tensor:
+        config = make_config({"loss": loss} if loss else {})
+        return carried_log_priors(config, epoch, loader, experts).log_softmax(dim=1)
+
+    entropy = {"type": "CrossEntropyLoss", "args": {}}
+    uniform = torch.full((1, 10), 0.1).log()
+    torch.testing.assert_close(carried(entropy, 3, plain), log_prior[None], atol=1e-5, rtol=0)
+    torch.testing.assert_close(carried(entropy, 3, balanced), uniform, atol=1e-5, rtol=0)
+    torch.testing.assert_close(carried(None, 3, plain), log_prior[None], atol=1e-5, rtol=0)
+    own = DiverseExpertLoss(plain.cls_num_list).log_priors(3).log_softmax(dim=1)
+    torch.testing.assert_close(carried(None, 3, plain, 3), own)
+    weighted = {"type": "LDAMLoss", "args": {"reweight_epoch": 5}}
+    assert not torch.equal(carried(weighted, 2, plain), carried(weighted, 9, plain))
+    assert torch.equal(carried(weighted, None, plain), carried(weighted, 9, plain))  # trained to its end

@@ -184,6 +184,11 @@ def test_the_class_mix():
     assert list(mix) == ["class", "estimated_share", "expected_count", "predicted_count"]
 
 
+def test_csv_has_four_decimals():
+    table = predictions().table()[["path", "probability"]]
+    assert FORMATS["csv"](table) == b"path,probability\na.png,0.5000\nb.png,0.7000\n"
+
+
 READERS = {"csv": pd.read_csv, "parquet": pd.read_parquet, "jsonl": lambda path: pd.read_json(path, lines=True)}
 
 
@@ -229,6 +234,10 @@ def test_what_the_script_writes(named, photos, tmp_path, capsys):
     assert [row["estimated_share"] for row in mix] == pytest.approx(record["learning"]["prior"])
     assert sum(row["expected_count"] for row in mix) == pytest.approx(60, abs=1e-3)
     printed = capsys.readouterr().out
+    shares = sorted((row["estimated_share"] for row in mix), reverse=True)
+    table = printed.partition("Most frequent classes:\n")[2].splitlines()
+    assert [float(line.split()[-2]) for line in table[1:6]] == pytest.approx(shares[:5], abs=5e-4)
+    assert f"60 images, mean confidence {record['mean_confidence']:.2f}; {record['changed']} of them" in printed
     assert "1 of 61 images are left out: bad.png is no image" in printed and "class_mix.jsonl" in printed
     assert "bad.png,is no image" in (tmp_path / "out" / "bad_images.csv").read_text()
     run_predict(named, photos, tmp_path / "out")
@@ -257,6 +266,9 @@ def test_command_line():
     options = parse("", arguments, adapting=True, predicting=True)
     assert (options.watch, options.poll, options.state, options.format) == (True, 5.0, Path("s"), "parquet")
     assert options.top_k == 2 and options.prior == "uniform"
+    plain = parse("", ["-r", "a.pth", "--images", "in"], adapting=True, predicting=True)
+    assert (plain.top_k, plain.format, plain.watch, plain.poll, plain.state) == (5, "csv", False, 2.0, None)
+    assert plain == Options(checkpoint=Path("a.pth"), images=Path("in"))  # what Python takes where nothing is said
     options = parse("", ["-r", "a.pth", "--formats", "onnx"], exporting=True)
     assert options.formats == ["onnx"]
 

@@ -344,7 +344,13 @@ def test_the_figures_of_a_distribution_by_hand():
         (1.0, 30.0, "2 classes of 1 to 1 images, mean 30.0 %"),
         (1000.0, 90.0, "1 classes of 1000 to 1000 images, mean 90.0 %"),
     ]
-    found = evaluation_page.mistakes(outcomes, classes, None, 4)
+    found = evaluation_page.mistakes(
+        outcomes, classes, lambda places, size: [Image.new("RGB", (4, 4))] * len(places), 4
+    )
+    assert [[picture.title for picture in pair["pictures"]] for pair in found["confusions"]] == [
+        ["image 3: bee, taken for cat (60 %)"],
+        ["image 4: cat, taken for ant (50 %)"],
+    ]
     assert [(row["name"], row["accuracy"], row["taken"]) for row in found["worst"]] == [
         ("cat", "0.0", "ant (1)"),
         ("bee", "50.0", "cat (1)"),

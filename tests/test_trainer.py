@@ -78,6 +78,7 @@ def test_training_learns_and_keeps_its_checkpoints(digits_run):
     assert last["epoch"] == 6 and "last" in last["selected_by"]
     assert best["epoch"] == digits_run["best_epoch"] and "val_accuracy on the test set" in best["selected_by"]
     assert sum(last["cls_num_list"]) == 405 and last["config"]["name"] == "Digits_LT_TADE"
+    assert last["class_names"] is None  # digits have none but their numbers
 
 
 def assert_same_training(first: dict, second: dict):
