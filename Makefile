@@ -45,7 +45,7 @@ test-slow: env  ## fuzz files, configs and options, damage every byte of a check
 
 mutants: env  ## change the code at random in many places, and count the changes that no test notices (hours)
 	$(BIN)/pip install --quiet cosmic-ray==8.7.0
-	$(BIN)/python benchmarks/mutants.py --sample 25
+	$(BIN)/python benchmarks/mutants.py --sample 12
 
 clean:  ## remove the environment and caches (not data/ or saved/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage

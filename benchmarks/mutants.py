@@ -1,7 +1,7 @@
 """Mutation testing: how many small changes of the code do the tests notice?
 
     pip install cosmic-ray==8.7.0
-    python benchmarks/mutants.py --sample 25
+    python benchmarks/mutants.py --sample 12
 
 The operators are cosmic-ray's. Of the places in a file that an operator can change, a random sample is drawn (fixed
 seed), and at each place one of its changes. First the tests of TESTS run once, to see which lines each of them runs and
@@ -34,9 +34,9 @@ TESTS = {
     "model/loss.py": "loss trainer choices",
     "trainer/*.py": "trainer evaluation choices schedule results inference given_prior calibrate prior stability "
     "stopping continuity precision scripts parse_config pretrained freeze checkpoint prediction report_page export "
-    "state examples logger",
+    "state examples logger devices loss on_disk reference_config",
     "data_loader/class_profiles.py": "class_profiles data_loaders choices evaluation",
-    "utils/checkpoint.py": "checkpoint continuity hostile_files pretrained trainer choices",
+    "utils/checkpoint.py": "checkpoint continuity hostile_files pretrained trainer choices stopping",
 }
 #: Imported once, before the forks: no module of the project.
 TRAINED = "digits_run"  # the fixture that takes longest
@@ -343,7 +343,7 @@ def table(mutants: list[Mutant]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sample", type=int, default=25, help="mutants of each file (25)")
+    parser.add_argument("--sample", type=int, default=12, help="mutants of each file (12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample (0)")
     parser.add_argument("--files", nargs="*", help="only these files")
     parser.add_argument("--test_seconds", type=float, default=15, help="tests of one mutant, in seconds (15)")

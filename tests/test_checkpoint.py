@@ -389,3 +389,13 @@ def test_inspect_prints_no_control_characters_and_refuses_damaged_weights(tmp_pa
     with pytest.raises(UserError, match="backbone.bn1.running_mean is infinite or not a number"):
         main(["inspect", str(tmp_path / "b.pth")])
     assert not capsys.readouterr().out
+
+
+def test_entries_that_are_missing_and_too_many_are_counted():
+    network = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError) as refused:
+        load_weights(network, {name: torch.zeros(1) for name in "xyz"}, "a.pth")
+    assert "it lacks bias (and 1 more) and it has x (and 2 more) too many; use the config" in str(refused.value)
+    with pytest.raises(UserError) as refused:
+        load_weights(network, {**network.state_dict(), "x": torch.zeros(1)}, "a.pth")
+    assert "lacks" not in str(refused.value) and "it has x (and 0 more) too many" in str(refused.value)

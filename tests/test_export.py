@@ -189,6 +189,17 @@ def test_a_card_without_a_runnable_network(exported):
     assert 'torch.export.load("network.pt2")' in model_card(priors, {}, {"network.pt2": "it"}, "")
 
 
+def test_the_card_names_ten_classes_and_counts_up_to_200(exported):
+    priors = json.loads((exported / "priors.json").read_text())
+    for classes, listed in ((10, True), (11, True), (200, True), (201, False)):
+        many = {"class_names": [f"c{n}" for n in range(classes)], "class_counts": list(range(classes, 0, -1))}
+        card = model_card(priors | many, {}, {"model.safetensors": "weights"}, "")
+        assert (
+            f"for {classes} classes (c0, c1, c2, c3, c4, c5, c6, c7, c8, c9" + (")" if classes == 10 else ", ...)")
+        ) in card
+        assert (str(many["class_counts"]) in card) == listed
+
+
 def test_missing_packages_are_one_sentence(monkeypatch, checkpoint, tmp_path):
     for name, module in (("onnx", "onnxscript"), ("safetensors", "safetensors")):
         monkeypatch.setitem(sys.modules, module, None)

@@ -358,7 +358,15 @@ def test_a_state_between_runs_of_the_script(named, photos, tmp_path):
         record = run_predict(named, tmp_path / f"day{day}", tmp_path / f"out{day}", state=tmp_path / "state")
     alone = run_predict(named, tmp_path / "day1", tmp_path / "alone")
     assert record["images"] == alone["images"] == 30 and record["learning"]["prior"] != alone["learning"]["prior"]
-    run_predict(named, tmp_path / "day1", tmp_path / "streamed", state=tmp_path / "other", stream=True, stream_batch=10)
+    for name, stream in (
+        ("whole", False),
+        ("streamed", True),
+    ):  # the first images of a stream are predicted knowing less
+        run_predict(
+            named, tmp_path / "day1", tmp_path / name, state=tmp_path / f"{name}.s", stream=stream, stream_batch=10
+        )
+    tables = [(tmp_path / name / "predictions.csv").read_text() for name in ("whole", "streamed")]
+    assert tables[0] != tables[1]
     before = (tmp_path / "state").read_bytes()
     with pytest.raises(UserError, match="of another aggregator"):
         run_predict(named, tmp_path / "day1", tmp_path / "no", state=tmp_path / "state", prior="uniform")

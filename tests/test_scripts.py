@@ -224,6 +224,16 @@ def test_a_reader_that_closed_its_pipe_ends_the_script_without_a_word(monkeypatc
     assert stopped.value.code == 141 and capfd.readouterr() == ("", "")
 
 
+def test_ctrl_c_ends_a_script_with_its_status(monkeypatch, capfd):
+    def main(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["test.py", "-r", "any.pth"])
+    with pytest.raises(SystemExit) as stopped:
+        run_as_script(main, "")
+    assert stopped.value.code == 130 and capfd.readouterr() == ("", "Stopped.\n")
+
+
 def test_a_foreign_config_that_is_not_understood_gives_way_to_ones_own(digits_run, tmp_path):
     ours = load_checkpoint(digits_run["last"])
     foreign = {"state_dict": ours["model"], "epoch": 9, "config": {**ours["config"], "visualization": {}}}
