@@ -233,3 +233,14 @@ def test_defaults_are_filled_in(small_run):
     complete = make_config(small_run["config"]).complete()
     assert complete["data_loader"]["args"]["shuffle"] is True and complete["trainer"]["mixup_alpha"] == 0.0
     assert "shuffle" not in small_run["config"]["data_loader"]["args"]
+
+
+def test_a_config_without_a_seed_has_seed_1(small_run, tmp_path):
+    config = {key: value for key, value in small_run["config"].items() if key != "seed"}
+    config["trainer"] = {**config["trainer"], "epochs": 1, "save_dir": str(tmp_path)}
+    expected, found = load_checkpoint(small_run["last"]), load_checkpoint(train(config)["last"])
+    assert found["seed"] == 1
+    assert all(torch.equal(tensor, found["model"][name]) for name, tensor in expected["model"].items())
+    fingerprint = expected["fingerprint"]
+    for checkpoint, now in ((found, small_run["config"]), (expected, config)):
+        assert continuity.changes(checkpoint, make_config(now), expected["cls_num_list"], fingerprint) == []

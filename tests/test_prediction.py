@@ -8,9 +8,11 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import script
@@ -141,7 +143,7 @@ def test_class_names_come_from_the_checkpoint_or_a_file(tmp_path, capsys):
     assert "with the names of the classes: they are called by number" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("entries", [{"class_map": [0, 1, 1]}, {"class_names": ["ant"]}])
+@pytest.mark.parametrize("entries", [{"class_map": [0, 1, 1]}, {"class_map": [0, 1, 3]}, {"class_names": ["ant"]}])
 def test_entries_that_do_not_fit_each_other_are_refused(tmp_path, entries):
     with pytest.raises(UserError, match="do not fit its 3 classes"):
         load_run(list_checkpoint(tmp_path, **entries), "cpu", data=False)
@@ -202,6 +204,18 @@ def test_every_format_says_the_same(tmp_path, name):
     read = READERS[name](tmp_path / f"2.{name}")
     assert list(read) == list(table) and read["class"].tolist() == ["ant", "cat"]
     assert np.allclose(read["probability"], table["probability"], atol=5e-5)
+
+
+def test_parquet_has_the_columns_of_the_table_and_no_other(tmp_path):
+    (tmp_path / "1.parquet").write_bytes(FORMATS["parquet"](predictions().table()))
+    assert pyarrow.parquet.read_schema(tmp_path / "1.parquet").names == list(predictions().table())
+
+
+def test_hidden_and_other_files_are_no_tables(tmp_path):
+    (tmp_path / "1.csv").write_bytes(FORMATS["csv"](predictions().table()))
+    for name in (".1.csv", "notes.txt", ".hidden"):
+        (tmp_path / name).write_text("a,b\n")
+    assert paths_in(tmp_path) == {"a.png", "b.png"}
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path):
@@ -395,6 +409,20 @@ def test_an_inbox_gives_each_file_once_and_whole(photos, tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(UserError, match="no folder .* to watch"):
         inbox.poll()
+
+
+def test_new_files_are_predicted_in_batches():
+    stop, taken, events = threading.Event(), [], []
+    inbox = SimpleNamespace(folder=Path(), poll=lambda: list("abcde"), take=lambda names: taken.append(names) or names)
+    stream = SimpleNamespace(predict=lambda images: events.append("predicted"), save=lambda: events.append("saved"))
+
+    def keep(_: None) -> None:
+        events.append("kept")
+        if len(taken) == 3:
+            stop.set()
+
+    watch(stream, inbox, keep, 2, 0, stop)
+    assert taken == [["a", "b"], ["c", "d"], ["e"]] and events == ["predicted", "kept", "saved"] * 3
 
 
 def test_watching_a_folder_until_told_to_stop(named, photos, tmp_path, capsys):
