@@ -223,9 +223,10 @@ def test_a_network_that_came_out_wrong_is_refused(checkpoint, exported, monkeypa
 
 def test_a_loader_that_does_not_say_how_it_normalizes(checkpoint):
     run = load_run(checkpoint, "cpu", data=False)
-    run.loader = type("Own", (), {"image_size": 16})()
-    with pytest.raises(UserError, match="Own does not say how it normalizes images"):
-        Exporter(run)
+    for known in ({}, {"mean": (0.5,) * 3}, {"std": (0.5,) * 3}):
+        run.loader = type("Own", (), {"image_size": 16, **known})()
+        with pytest.raises(UserError, match="Own does not say how it normalizes images"):
+            Exporter(run)
 
 
 def test_the_example_compares_both_halves(checkpoint, exported, tmp_path, capsys):

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, SLOW
 from hostile import BOMBS, network_bomb
 
+from trainer.build import SizeLimit
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.torch_file import read_torch_file
@@ -118,6 +119,18 @@ def test_tensors_of_other_kinds_are_not_weights(tmp_path):
         with pytest.raises(UserError, match="a.pth (holds no network weights|is truncated or not a checkpoint)"):
             load_checkpoint(tmp_path / "a.pth")
             pytest.fail(name)
+
+
+@pytest.mark.parametrize("make", [torch.empty, lambda *n: torch.zeros(n), lambda *n: torch.ones(list(n))])
+def test_a_network_may_be_a_million_elements_larger_than_twice_its_weights(make):
+    state = {"a": torch.zeros(250, 1000), "b": torch.zeros(250_000)}
+    with SizeLimit(state):
+        make(1000, 1000)
+        make(999, 1000)
+        with pytest.raises(UserError, match="much larger than its weights"):
+            make(11, 100)
+    with SizeLimit({}), pytest.raises(UserError, match="much larger"):
+        make(1001, 1000)
 
 
 READ_ALL = """
