@@ -93,12 +93,12 @@ def test_a_misspelt_key_beside_them_is_still_named():
 
 
 class SmallCIFAR100(ImbalanceCIFAR100DataLoader):
-    """Random images in CIFAR-100's shape, four of each class to test on."""
+    """Random images in CIFAR-100's shape, two of each class to test on."""
 
     largest_class = 10
 
     def load(self, train: bool) -> ImageSet:
-        count = 100 * (10 if train else 4)
+        count = 100 * (10 if train else 2)
         images = torch.randint(
             0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )

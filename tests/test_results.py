@@ -1,8 +1,12 @@
+import io
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.results import CheckpointRecord, DistributionResult, Results, save_results
 from trainer.run_folder import job_of, results_folder
@@ -177,3 +181,16 @@ def test_tensorboard_shows_accuracies_under_the_names_of_distributions(tmp_path)
     text = board.Tensors("test_all/text_summary")[0].tensor_proto.string_val[0].decode()
     assert RESULTS.protocol in text and "| uniform |" in text
     assert board.Images("test_all/accuracy")[0].width < 600
+
+
+def test_tensorboard_shows_the_plots_of_the_folder_in_half_their_size(tmp_path):
+    save_results(RESULTS, tmp_path, "test_all")
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert board.Tags()["images"] == ["test_all/accuracy", "test_all/weights"]
+    for name in ("accuracy", "weights"):
+        (shown,) = board.Images(f"test_all/{name}")
+        with Image.open(tmp_path / f"{name}.png") as plot:
+            assert (shown.width, shown.height) == (plot.width // 2, plot.height // 2)
+            small = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("RGB"), dtype=float)
+            assert np.abs(small - np.asarray(plot.convert("RGB").reduce(2))).max() == 0
+    assert board.Scalars("top1 test_all/forward10")[0].value == pytest.approx(62.55)

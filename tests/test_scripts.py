@@ -58,7 +58,7 @@ def test_all_distributions_and_their_files(digits_run, tmp_path):
 
 
 def test_test_time_training(digits_run):
-    results = run_job("test_train_cifar", digits_run["last"], read_json(TEST_TIME))
+    results = run_job("test_train_cifar", digits_run["last"], {**read_json(TEST_TIME), "aggregator;args;epochs": 3})
     folder = Path(digits_run["run_dir"]) / "results" / "last" / "test_train"
     assert json.loads((folder / "results.json").read_text())["distributions"].keys() == set(CIFAR_DISTRIBUTIONS)
     equal = run_job("test_all_cifar", digits_run["last"])["distributions"]

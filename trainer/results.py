@@ -15,7 +15,7 @@ from trainer.outcomes import Outcomes, Thumbnails
 from utils import distributed
 from utils.bad_images import BadImage
 from utils.logger import TensorBoardLog, get_logger
-from utils.report import console_table, figures, markdown_table, short_table, write_reports
+from utils.report import console_table, markdown_table, short_table, write_reports
 
 Value = float | None | list[float | None]
 
@@ -303,7 +303,8 @@ def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
         board.scalars({f"top1 {job}/{name}": result.top1}, checkpoint.epoch or 0)
         for step, weights in enumerate((result.learning or {}).get("weights_after_pass", [])):
             board.scalars({f"{job}_weights_{name}/expert{e + 1}": w for e, w in enumerate(weights)}, step)
-    for name, figure in figures(table, results.remark).items():
-        board.figure(f"{job}/{name}", figure)
+    for file in files:
+        if file.suffix == ".png":
+            board.picture(f"{job}/{file.stem}", file)
     board.close()
     return content
