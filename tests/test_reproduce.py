@@ -52,9 +52,9 @@ OPTIONS = [
 ]
 
 
-def start(output: Path, *given: str, console: int = subprocess.PIPE, options: list[str] = OPTIONS) -> subprocess.Popen:
+def start(output: Path, *given: str, console: int = subprocess.PIPE) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "reproduce.py", *options, "-o", str(output), *given],
+        [sys.executable, "reproduce.py", *OPTIONS, "-o", str(output), *given],
         cwd=ROOT,
         text=True,
         stdout=console,
@@ -62,8 +62,8 @@ def start(output: Path, *given: str, console: int = subprocess.PIPE, options: li
     )
 
 
-def run(output: Path, *given: str, options: list[str] = OPTIONS) -> str:
-    process = start(output, *given, options=options)
+def run(output: Path, *given: str) -> str:
+    process = start(output, *given)
     text, _ = process.communicate(timeout=300)
     assert process.returncode == 0, text
     return text
@@ -213,14 +213,15 @@ def test_stages_that_start_from_weights_keep_their_width(tmp_path, monkeypatch):
     assert arguments["reduce_dimension"] is False and arguments["num_experts"] == 4 and arguments["use_norm"]
 
 
-def test_one_command_compares_on_ones_own_data(tmp_path, monkeypatch):
+def test_one_command_compares_on_ones_own_data(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     own = read_json(ROOT / "configs" / "config_digits_softmax.json")
     own["trainer"]["epochs"] = 1
     own["lr_scheduler"]["args"] |= {"step1": 1, "step2": 1, "warmup_epoch": 0}
     (tmp_path / "config_mine.json").write_text(json.dumps(own))
-    text = run(tmp_path / "out", "-c", str(tmp_path / "config_mine.json"), "--methods", "softmax", options=OPTIONS[4:])
-    assert "| Softmax, estimated prior | 1 |" in text and (tmp_path / "out" / "report.html").exists()
+    given = ["-c", str(tmp_path / "config_mine.json"), "--methods", "softmax", "-o", str(tmp_path / "out")]
+    assert comparison.main("", [*OPTIONS[4:], *given]) == 0
+    assert "| Softmax, estimated prior | 1 |" in capfd.readouterr().out and (tmp_path / "out" / "report.html").exists()
     with pytest.raises(SystemExit):
         comparison.main("", ["-c", "any.json", "--data", "digits"])
 
