@@ -1,6 +1,7 @@
 """reproduce.py as a user runs it, stopped and not; on the digits."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -50,6 +51,15 @@ OPTIONS = [
     "--set",
     "trainer;tensorboard=false",
 ]
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """A comparison in this process sets threads and memory for its workers: not for the tests to come."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def start(output: Path, *given: str, console: int = subprocess.PIPE) -> subprocess.Popen:
