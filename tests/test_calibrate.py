@@ -107,6 +107,7 @@ def test_the_file_beside_the_checkpoint_comes_first_where_it_fits(with_slice, ca
     assert "is for averaged_views 1 and not for 0 and is not used: make it anew with python -m utils.cal" in printed
     for content, reason in (
         (json.dumps({**made, "checkpoint_sha256": "00"}), "is of another network than the checkpoint is now"),
+        (json.dumps({**made, "averaged_views": 0}), "is for averaged_views 0 and not for 1"),
         ("[]", "cannot be read as a calibration"),
         ('{"a": 1}', "cannot be read as a calibration"),
         ("{", "cannot be read as a calibration"),

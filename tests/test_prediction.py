@@ -15,17 +15,17 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import script
+from conftest import ROOT, script
 from PIL import Image
 
 import trainer
 from data_loader.image_lists import ImageList
-from tade import Aggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
+from tade import Aggregator, EMAggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
 from trainer import predict_stream
 from trainer.command_line import Options, parse
 from trainer.jobs import RECOMMENDED
 from trainer.loaded_run import load_run
-from trainer.prediction import PredictionStream, predict
+from trainer.prediction import PredictionStream, predict, with_images
 from trainer.prediction_files import FORMATS, paths_in
 from trainer.registry import make_config
 from trainer.results import CheckpointRecord, Predictions
@@ -106,6 +106,14 @@ def test_the_same_predictions_with_the_data_and_without(digits_run, photos):
     assert with_data.loader.has_data and not without.loader.has_data
     tables = [predict(r, photos, r.make_aggregator).table() for r in (with_data, without)]
     assert tables[0].equals(tables[1]) and torch.equal(with_data.expert_log_priors, without.expert_log_priors)
+
+
+def test_equal_weights_beside_the_prediction(run, photos):
+    chosen = with_images(run, paths(photos, 0, 30))
+    label, probability = predict(run, paths(photos, 0, 30), EMAggregator).equal_weights
+    expected = chosen.test_logits.mean(dim=1).softmax(dim=1)
+    assert torch.equal(label, expected.argmax(dim=1)) and probability.shape == (30,)
+    torch.testing.assert_close(probability, expected.max(dim=1).values)
 
 
 def test_what_needs_the_data_says_so(digits_run, tmp_path):
@@ -191,6 +199,7 @@ def test_csv_has_four_decimals():
     assert FORMATS["csv"](table) == b"path,probability\na.png,0.5000\nb.png,0.7000\n"
 
 
+TEST_TIME = ROOT / "configs" / "test_time_digits_tade.json"
 READERS = {"csv": pd.read_csv, "parquet": pd.read_parquet, "jsonl": lambda path: pd.read_json(path, lines=True)}
 
 
@@ -283,6 +292,14 @@ def test_command_line():
     plain = parse("", ["-r", "a.pth", "--images", "in"], adapting=True, predicting=True)
     assert (plain.top_k, plain.format, plain.watch, plain.poll, plain.state) == (5, "csv", False, 2.0, None)
     assert plain == Options(checkpoint=Path("a.pth"), images=Path("in"))  # what Python takes where nothing is said
+    assert (
+        parse("", ["-c", str(TEST_TIME), "-r", "a.pth", "--calibrate_on_test", "2"], adapting=True).calibrate_on_test
+        == 2
+    )
+    for kind in ({"adapting": True, "predicting": True}, {}):  # there are no labels, or nothing to calibrate
+        images = ["--images", "in"] if kind else []
+        with pytest.raises(SystemExit):
+            parse("", ["-r", "a.pth", *images, "--calibrate_on_test", "2"], **kind)
     options = parse("", ["-r", "a.pth", "--formats", "onnx"], exporting=True)
     assert options.formats == ["onnx"]
 
