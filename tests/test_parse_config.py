@@ -274,3 +274,11 @@ def test_another_type_leaves_behind_what_only_the_one_before_took():
         changed_config(config, {"loss;type": "CrossEntropyLoss", "loss;args;tau": 2})
     with pytest.raises(UserError, match='Unknown argument of CrossEntropyLoss.* "tau"'):
         changed_config(config, {"loss": {"type": "CrossEntropyLoss", "args": {"tau": 2}}})
+
+
+@pytest.mark.parametrize("section", ["name", "arch", "data_loader", "optimizer", "loss", "lr_scheduler", "trainer"])
+def test_a_training_wants_every_section(section):
+    config = read_json(ROOT / "configs" / "config_digits_tade.json")
+    del config[section]
+    with pytest.raises(UserError, match=f'"{section}"'):
+        training_config(config)

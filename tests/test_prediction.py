@@ -379,7 +379,7 @@ def test_an_aggregator_that_keeps_no_state(run, photos, tmp_path):
         PredictionStream(run, Forgetful, tmp_path / "state")
 
 
-def test_a_state_between_runs_of_the_script(named, photos, tmp_path):
+def test_a_state_between_runs_of_the_script(run, named, photos, tmp_path):
     """Two folders one after the other: the second knows what the first taught."""
     for day, part in enumerate((paths(photos, 0, 30), paths(photos, 30, 60))):
         (tmp_path / f"day{day}").mkdir()
@@ -396,12 +396,23 @@ def test_a_state_between_runs_of_the_script(named, photos, tmp_path):
         run_predict(
             named, tmp_path / "day1", tmp_path / name, state=tmp_path / f"{name}.s", stream=stream, stream_batch=10
         )
-    tables = [(tmp_path / name / "predictions.csv").read_text() for name in ("whole", "streamed")]
-    assert tables[0] != tables[1]
+    names = sorted(path.name for path in (tmp_path / "day1").iterdir())
+    for name, batch in (("whole", None), ("streamed", 10)):
+        expected = PredictionStream(run).predict(ImageList.of(tmp_path / "day1", names), batch).table()
+        found = pd.read_csv(tmp_path / name / "predictions.csv").set_index("path")
+        assert np.allclose(found.loc[expected["path"], "probability"], expected["probability"], atol=1e-4)
+    whole, streamed = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("whole", "streamed"))
+    assert not np.allclose(whole["probability"], streamed["probability"], atol=1e-3)
     before = (tmp_path / "state").read_bytes()
     with pytest.raises(UserError, match="of another aggregator"):
         run_predict(named, tmp_path / "day1", tmp_path / "no", state=tmp_path / "state", prior="uniform")
     assert not (tmp_path / "no").exists() and (tmp_path / "state").read_bytes() == before
+
+
+def test_learned_weights_are_printed(named, photos, tmp_path, capsys):
+    config = {**SINGLE_VIEW, "aggregator": {"type": "StabilityAggregator", "args": {"epochs": 1}}}
+    record = script("predict_folder").main(Options(config, named, "cpu", output=tmp_path, images=photos))
+    assert f", expert weights {', '.join(f'{w:.2f}' for w in record['weights'])}, mean" in capsys.readouterr().out
 
 
 # --- watching ---

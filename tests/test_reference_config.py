@@ -113,6 +113,7 @@ def test_they_run(tmp_path, monkeypatch, capsys):
     trained = script("train").main(parse("", ["-c", str(config), *flags], training=True))
     printed = capsys.readouterr().out
     assert trained["epoch"] == 1 and printed.count("Without effect here") == 1
+    assert f"Done. Last epoch: {trained['last']}, best: {trained['best']}" in printed
 
     at = ["-c", str(test_time), "-r", trained["last"]]
     results = script("test_train_cifar").main(parse("", at, adapting=True))

@@ -1,5 +1,6 @@
 """report.html: what it says, that it holds whatever names it is given, and how it looks to a browser."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -267,6 +268,10 @@ def test_ticks_are_round():
     assert log_ticks(4.2, 575) == [5, 10, 20, 50, 100, 200, 500] and log_ticks(1, 5000) == [1, 10, 100, 1000]
 
 
+def test_three_classes_stand_for_a_prediction():
+    assert re.search(r"mostly [^,]* \(5.0.%\), class 1 \(5.0.%\) and class 2 \(5.0.%\);", made_prediction().decode())
+
+
 def test_the_figures_of_a_prediction_by_hand():
     scores = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.4, 0.3, 0.3]]))
     predictions = Predictions(["x.png", "y.png", "z.png"], scores, ["ant", "bee", "cat"], {}, CHECKPOINT)
@@ -294,6 +299,10 @@ def test_the_figures_of_a_prediction_by_hand():
         assert said.replace("\u00a0", " ") in text.replace("\u00a0", " "), said
     assert text.index('title="y.png') < text.index('title="z.png')  # the surest first
 
+    assert prediction_page.verdict(1, [("ant", 70.0), ("bee", 20.0), ("cat", 10.0)], 0.0) == (
+        "1 image, estimated to be mostly ant (70.0 %), bee (20.0 %) and cat (10.0 %); "
+        "0.0 % are predicted with less than 50 % confidence."
+    )
     predictions.learning = {"prior": [0.2, 0.3, 0.5], "note": "the prior was hard to tell"}
     assert "estimated to be mostly cat (50.0" in page() and "the prior was hard to tell" in page()
     assert "The class mix is the test prior that was estimated." in page()
