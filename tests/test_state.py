@@ -18,6 +18,7 @@ from tade import (
     expert_log_priors,
     inverse_prior,
 )
+from tade.state import taken_up
 
 CLASSES = 12
 PI = class_prior([int(500 * 0.02 ** (c / (CLASSES - 1))) for c in range(CLASSES)])
@@ -161,3 +162,9 @@ def test_an_aggregator_need_not_offer_it():
         make(Own).state_dict()
     with pytest.raises(NotImplementedError, match="Own cannot go on"):
         make(Own).load_state_dict({})
+
+
+def test_what_is_taken_up_shares_no_memory_with_the_state():
+    kept = torch.zeros(2)
+    taken_up("prior", kept, torch.ones(2)).add_(1)
+    assert kept.tolist() == [0, 0]
