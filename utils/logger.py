@@ -177,18 +177,22 @@ class TensorBoardLog:
         if self.writer:
             from PIL import Image
 
-            with Image.open(file) as image:
+            with self._going_on(), Image.open(file) as image:
                 self._write("add_image", tag, np.asarray(image.convert("RGB").reduce(2)), 0, None, "HWC")
 
     def close(self) -> None:
         self._write("close")
 
     def _write(self, method: str, *arguments) -> None:
-        """Where TensorBoard's file can no longer be written, work goes on without it."""
-        if not self.writer:
-            return
+        if self.writer:
+            with self._going_on():
+                getattr(self.writer, method)(*arguments)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Where TensorBoard's file can no longer be written, or a plot not be read, work goes on without it."""
         try:
-            getattr(self.writer, method)(*arguments)
+            yield
         except OSError as error:
             self.writer = None
             get_logger().warning(f"TensorBoard's log can no longer be written ({error}): going on without it.")
