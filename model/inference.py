@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from base.base_model import BaseModel
+from model.fused_norm import FusedBatchNorm2d
 from model.sync_batchnorm import SyncBatchNorm2d
 
 #: Root mean square of what rounding may change in logits, relative to their spread. Convolutions on CUDA are TF32.
@@ -49,14 +50,18 @@ def foldable(network: nn.Module) -> list[tuple[nn.Module, str, str]]:
 
     The convolution before `bn1` is its sibling `conv1`, that before a batch norm in an nn.Sequential is the module
     before it there. Classes derived from nn.BatchNorm2d or nn.Conv2d may do more than these, and are left out, but for
-    SyncBatchNorm2d, which is a plain one outside training.
+    SyncBatchNorm2d and FusedBatchNorm2d, which are plain ones outside training.
     """
     pairs = []
     for parent in network.modules():
         for name, norm in parent._modules.items():
             before = _name_before(parent, name)
             convolution = parent._modules.get(before) if before else None
-            if not isinstance(norm, nn.BatchNorm2d) or type(norm) not in (nn.BatchNorm2d, SyncBatchNorm2d):
+            if not isinstance(norm, nn.BatchNorm2d) or type(norm) not in (
+                nn.BatchNorm2d,
+                FusedBatchNorm2d,
+                SyncBatchNorm2d,
+            ):
                 continue
             if type(convolution) is nn.Conv2d and before is not None:
                 if norm.running_mean is not None and norm.num_features == convolution.out_channels:

@@ -16,7 +16,7 @@ from base.base_trainer import BaseTrainer, TrainerOptions
 from data_loader import data_loaders
 from data_loader.data_loaders import ListDataLoader
 from tade import Aggregator
-from trainer import load_run, predict
+from trainer import load_run, predict, trainer
 from trainer.adaptation import fit_all
 from trainer.command_line import parse
 from trainer.devices import device_name
@@ -130,7 +130,7 @@ def test_a_changed_rate_counts_on_resume_with_a_cosine(tmp_path):
 def test_weights_precision_and_compile_reach_the_training(tmp_path, monkeypatch):
     run = start_small_run(tmp_path / "source")
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda network, **options: compiled.append(options) or network)
+    monkeypatch.setattr(trainer, "compiled", lambda network, device, precision: compiled.append(precision) or network)
     config_file = tmp_path / "config.json"
     config = {**run["config"], "weights": run["last"], "trainer": {**run["config"]["trainer"], "epochs": 1}}
     config_file.write_text(json.dumps(config))
@@ -141,7 +141,7 @@ def test_weights_precision_and_compile_reach_the_training(tmp_path, monkeypatch)
     other = script("train").main(
         parse("", [*arguments, "--run_id", "bf16", "--precision", "bf16", "--compile"], training=True)
     )
-    assert len(compiled) == 1 and other["loss"] != plain["loss"]
+    assert compiled == ["bf16"] and other["loss"] != plain["loss"]
     assert other["loss"] == pytest.approx(plain["loss"], rel=0.1)
 
 

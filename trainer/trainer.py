@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer, StopRequested, TrainerOptions
+from model.fused_norm import fuse_batch_norm
 from model.inference import inference_copy
 from model.metric import accuracy, shot_group_accuracy, shot_groups
 from trainer.devices import parallel
@@ -41,6 +42,13 @@ class MixedPrecision(nn.Module):
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
             output = self.network(images)
         return {name: tensor.float() for name, tensor in output.items()}
+
+
+def compiled(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
+    """The network through torch.compile: in bf16 on a CPU batch norm and ReLU alone, see model/fused_norm.py."""
+    if device.type == "cpu" and precision == "bf16" and fuse_batch_norm(network):
+        return network
+    return torch.compile(network, dynamic=False)  # type: ignore[return-value]
 
 
 def thumbnails(images: Tensor) -> Tensor:
@@ -138,7 +146,7 @@ class Trainer(BaseTrainer):
             raise UserError(
                 "torch.compile does not work with several GPUs in one process: use torchrun, or leave --compile out."
             )
-        network = torch.compile(model, dynamic=False) if options.compile else model
+        network = compiled(model, self.device, options.precision) if options.compile else model
         self.network = parallel(MixedPrecision(network, self.device.type, options.precision), self.device, gpus)
         if self.monitored and self.monitored not in self.monitorable():
             raise unknown("value in trainer;monitor", self.monitored, self.monitorable())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones.multi_expert import MultiExpertBackbone
+from model.fused_norm import norm_relu
 
 
 class BasicBlock(nn.Module):
@@ -23,9 +24,8 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        return F.relu(out.add_(self.downsample(x) if self.downsample else x), inplace=True)
+        out = norm_relu(self.bn1, self.conv1(x))
+        return norm_relu(self.bn2, self.conv2(out), self.downsample(x) if self.downsample else x)
 
 
 class Bottleneck(nn.Module):
@@ -45,10 +45,9 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        return F.relu(out.add_(self.downsample(x) if self.downsample else x), inplace=True)
+        out = norm_relu(self.bn1, self.conv1(x))
+        out = norm_relu(self.bn2, self.conv2(out))
+        return norm_relu(self.bn3, self.conv3(out), self.downsample(x) if self.downsample else x)
 
 
 def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
@@ -75,6 +74,8 @@ class ResNet(MultiExpertBackbone):
         layer2_output_dim, layer3_output_dim, layer4_output_dim: override the widths.
         groups, base_width: of the 3x3 convolutions in bottlenecks; 32 and 4 make a ResNeXt.
     """
+
+    calls_norm_relu = True
 
     def __init__(
         self,
@@ -119,6 +120,6 @@ class ResNet(MultiExpertBackbone):
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
     def stem(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        x = norm_relu(self.bn1, self.conv1(images))
         x = self.layer2(self.layer1(F.max_pool2d(x, 3, stride=2, padding=1)))
         return self.layer3(x) if self.share_layer3 else x

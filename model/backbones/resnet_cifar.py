@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones.multi_expert import MultiExpertBackbone
+from model.fused_norm import norm_relu
 
 STEM_WIDTH = 16
 
@@ -29,9 +30,8 @@ class BasicBlock(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        return F.relu(out.add_(self.shortcut(x)), inplace=True)
+        out = norm_relu(self.bn1, self.conv1(x))
+        return norm_relu(self.bn2, self.conv2(out), self.shortcut(x))
 
 
 def make_stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -50,6 +50,8 @@ class ResNetCifar(MultiExpertBackbone):
         num_experts: E.
         layer2_output_dim, layer3_output_dim: override the widths of the expert stages.
     """
+
+    calls_norm_relu = True
 
     def __init__(
         self,
@@ -75,4 +77,4 @@ class ResNetCifar(MultiExpertBackbone):
                 nn.init.kaiming_normal_(module.weight)
 
     def stem(self, images: Tensor) -> Tensor:
-        return self.layer1(F.relu(self.bn1(self.conv1(images))))
+        return self.layer1(norm_relu(self.bn1, self.conv1(images)))
