@@ -113,17 +113,13 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Ten
 
 
 def fuse_batch_norm(network: nn.Module) -> bool:
-    """Replace nn.BatchNorm2d by FusedBatchNorm2d, in place, with the same parameters and buffers.
+    """Make every nn.BatchNorm2d of a network a FusedBatchNorm2d, in place.
 
     Returns:
         Whether there is a backbone in the network that calls `norm_relu`; another one stays as it is.
     """
     backbones = [module for module in network.modules() if getattr(module, "calls_norm_relu", False)]
-    for backbone in backbones:
-        for parent in list(backbone.modules()):
-            for name, norm in parent.named_children():
-                if type(norm) is nn.BatchNorm2d:
-                    fused = FusedBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
-                    fused.__dict__.update(norm.__dict__)
-                    setattr(parent, name, fused)
+    for norm in (module for backbone in backbones for module in backbone.modules()):
+        if type(norm) is nn.BatchNorm2d:
+            norm.__class__ = FusedBatchNorm2d  # the same object: a list of frozen modules may hold it
     return bool(backbones)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import fused_norm
+from model.freeze import freeze
 from model.fused_norm import FusedBatchNorm2d, fuse_batch_norm, norm_relu
 from model.inference import inference_copy
 from model.model import ResNet10Model, ResNet32Model
@@ -96,6 +97,14 @@ def test_a_network_keeps_names_and_values_and_is_folded_for_inference(arch):
     assert not any(type(module) is nn.BatchNorm2d for module in network.modules())
     copy = inference_copy(network, 32)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+
+
+def test_frozen_modules_stay_frozen():
+    network = ResNet32Model(num_classes=4, num_experts=1)
+    frozen = freeze(network, ["backbone.bn1"])
+    before = network.backbone.bn1
+    assert compiled(network, CPU, "bf16").backbone.bn1 is before and type(before) is FusedBatchNorm2d
+    assert before in frozen
 
 
 def test_other_networks_and_shared_statistics_stay(monkeypatch):
