@@ -18,6 +18,7 @@ from benchmarks import (
     averaged_views,
     common,
     expert_priors,
+    expert_weights,
     file_checks,
     full_size_check,
     image_pipeline_speed,
@@ -62,6 +63,21 @@ def test_expert_priors(run, digits_run):
     assert all(len(row[2].split()) == 3 for row in rows)
     uniform = rows[2]
     assert float(uniform[3]) == pytest.approx(digits_run["val_accuracy"], abs=0.051)
+
+
+def test_expert_weights(run, digits_run):
+    printed = run(expert_weights, digits_run["last"], "--weights", 1, 0, 0, "--step", 4)
+    found = re.findall(
+        r"^ *(\w+) +(equal|given|most [\w() ]+?) +((?:[\d.]+ ){2}[\d.]+) +([\d.]+) +([\d.]+)$", printed, re.M
+    )
+    rows = {row[:2]: row[2:] for row in found}
+    assert len(found) == len(rows) == 5 * 4
+    bound, stable = rows["uniform", "most accurate (bound)"], rows["uniform", "most stable"]
+    assert rows["uniform", "equal"][0] == "0.33 0.33 0.33" and rows["uniform", "given"][0] == "1.00 0.00 0.00"
+    assert float(rows["uniform", "equal"][1]) == pytest.approx(digits_run["val_accuracy"], abs=0.051)
+    assert float(rows["uniform", "given"][1]) == pytest.approx(digits_run["val_expert1"], abs=0.051)
+    assert float(bound[1]) >= float(stable[1]) and float(stable[2]) >= float(bound[2])
+    assert float(stable[2]) >= float(rows["uniform", "given"][2])  # a point of the grid
 
 
 def test_averaged_views(run, digits_run):
