@@ -13,7 +13,7 @@ time (of all threads), which other load on the machine hardly touches.
 "Share of the matrix rate" is the step's arithmetic (three times the forward pass's convolutions and classifiers, two
 operations a multiply-add) over what a large matrix product of the same precision does on the same threads in the run.
 The time to compile is that of the first step, less that of an ordinary one: with an empty cache, and with the cache of
-before. --epoch trains one whole epoch in fp32, data included. Images are those of --data_dir, or random where there are
+before. --epoch trains one whole epoch, data included. Images are those of --data_dir, or random where there are
 none.
 """
 
@@ -222,8 +222,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
     parser.add_argument("--bf16", action="store_true", help="also where the CPU has no AMX: minutes a step")
     parser.add_argument("--no_compile", action="store_true")
-    parser.add_argument("--epoch", action="store_true", help="a whole epoch in fp32 at every number of threads")
-    parser.add_argument("--profile", action="store_true", help="the operations that take most of a step in fp32")
+    parser.add_argument("--epoch", action="store_true", help="a whole epoch in bf16, or fp32 without it")
+    parser.add_argument("--profile", action="store_true", help="the operations that take most of such a step")
     parser.add_argument("--data_dir", type=Path, default=Path("data/CIFAR100"))
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
@@ -244,16 +244,16 @@ def main() -> None:
         found, workers = time_sides(sides, threads, args.rounds, args.data_dir, cost=3 * 2 * float(macs))
         rows += found
         if args.epoch:
-            taken = dict(zip(WAYS, workers["fp32"].ask("epoch"), strict=True))
+            taken = dict(zip(WAYS, workers[precisions[-1]].ask("epoch"), strict=True))
             epochs[threads] = {way: sum(counts) / spent for way, spent in taken.items()}
             print(
-                f"whole epoch in fp32, {threads} thread(s): "
+                f"whole epoch in {precisions[-1]}, {threads} thread(s): "
                 + ", ".join(f"{rate:.1f} images/s by {way}" for way, rate in epochs[threads].items()),
                 flush=True,
             )
         if args.profile:
-            profiles[threads] = workers["fp32"].ask("profile")
-            print(f"fp32, {threads} thread(s), share of own CPU time in a step, calls:")
+            profiles[threads] = workers[precisions[-1]].ask("profile")
+            print(f"{precisions[-1]}, {threads} thread(s), share of own CPU time in a step, calls:")
             for row in profiles[threads]:
                 print(f"  {row['share']:6.1%} {row['calls a step']:7.1f}  {row['operation']}")
         for worker in workers.values():
