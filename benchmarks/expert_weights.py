@@ -36,7 +36,7 @@ def grid(experts: int, steps: int) -> list[tuple[float, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--weights", type=float, nargs="+", help="of the experts, to be looked at beside the others")
+    parser.add_argument("--weights", type=float, nargs="+", help="of the experts, in any unit, to be looked at too")
     parser.add_argument("--step", type=int, default=20, help="steps of the grid from 0 to 1 (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], dest="assignments", help="as in the scripts")
     args = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
         points = [measured("", weights) for weights in grid(experts, args.step)]
         rows.append(measured("equal", (1 / experts,) * experts))
         if args.weights:
-            rows.append(measured("given", tuple(args.weights)))
+            rows.append(measured("given", tuple(weight / sum(args.weights) for weight in args.weights)))
         rows.append({**max(points, key=lambda point: point["S"]), "weights": "most stable"})
         rows.append({**max(points, key=lambda point: point["top1"]), "weights": "most accurate (bound)"})
     table = pd.DataFrame(rows)
