@@ -1,6 +1,6 @@
 """What expert weights can reach on a network, and what the published objective makes of them.
 
-python benchmarks/expert_weights.py CHECKPOINT.pth [--weights 0.40 0.35 0.24] [--step 20] [--set KEY;PATH=VALUE ...]
+python benchmarks/expert_weights.py CHECKPOINT.pth [--weights 0.40 0.35 0.24] [--steps 20] [--set KEY;PATH=VALUE ...]
 
 For five test distributions, accuracy and prediction stability S (mean cosine similarity of the predictions of two
 random views, the objective of test-time training) of: equal weights, the given ones, the most stable ones, and the most
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--weights", type=float, nargs="+", help="of the experts, in any unit, to be looked at too")
-    parser.add_argument("--step", type=int, default=20, help="steps of the grid from 0 to 1 (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the grid from 0 to 1 (default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], dest="assignments", help="as in the scripts")
     args = parser.parse_args()
     run = load_run(args.checkpoint, overrides=dict(map(parse_assignment, args.assignments)))
@@ -55,7 +55,7 @@ def main() -> None:
             stability = prediction_stability(values, view1, view2).item()  # noqa: B023
             return {"distribution": name, "weights": title, "": weights, "top1": top1, "S": stability}  # noqa: B023
 
-        points = [measured("", weights) for weights in grid(experts, args.step)]
+        points = [measured("", weights) for weights in grid(experts, args.steps)]
         rows.append(measured("equal", (1 / experts,) * experts))
         if args.weights:
             rows.append(measured("given", tuple(weight / sum(args.weights) for weight in args.weights)))

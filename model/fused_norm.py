@@ -1,8 +1,8 @@
 """Batch norm, residual sum and ReLU as one compiled operation a direction, for training in bfloat16 on a CPU.
 
-There convolutions are so fast that these three take half of a training step, each with a pass of its own over memory.
-torch.compile makes loops of the two functions below that read every value twice. It is not given whole networks, since
-it has its own formula for the variance, whose loops in bfloat16 take twice the time of no compiling at all.
+Where AMX makes convolutions fast, these three take almost half of a training step, each with passes of its own over
+memory (`benchmarks/train_step.py --profile`). torch.compile makes two loops of each function below, one of the sums and
+one of the result. Of a whole network it would not: it has a formula of its own for the variance (Welford's).
 """
 
 import functools
@@ -116,10 +116,10 @@ def fuse_batch_norm(network: nn.Module) -> bool:
     """Make every nn.BatchNorm2d of a network a FusedBatchNorm2d, in place.
 
     Returns:
-        Whether there is a backbone in the network that calls `norm_relu`; another one stays as it is.
+        Whether there was one, in a backbone that calls `norm_relu`; other networks stay as they are.
     """
     backbones = [module for module in network.modules() if getattr(module, "calls_norm_relu", False)]
-    for norm in (module for backbone in backbones for module in backbone.modules()):
-        if type(norm) is nn.BatchNorm2d:
-            norm.__class__ = FusedBatchNorm2d  # the same object: a list of frozen modules may hold it
-    return bool(backbones)
+    norms = [norm for backbone in backbones for norm in backbone.modules() if type(norm) is nn.BatchNorm2d]
+    for norm in norms:
+        norm.__class__ = FusedBatchNorm2d  # the same object: a list of frozen modules may hold it
+    return bool(norms)

@@ -66,7 +66,7 @@ def test_expert_priors(run, digits_run):
 
 
 def test_expert_weights(run, digits_run):
-    printed = run(expert_weights, digits_run["last"], "--weights", 1, 0, 0, "--step", 4)
+    printed = run(expert_weights, digits_run["last"], "--weights", 1, 0, 0, "--steps", 4)
     found = re.findall(
         r"^ *(\w+) +(equal|given|most [\w() ]+?) +((?:[\d.]+ ){2}[\d.]+) +([\d.]+) +([\d.]+)$", printed, re.M
     )

@@ -1,5 +1,7 @@
 """What the README shows of `make demo`: the order of equal weights, the published method, and the estimated prior."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -10,12 +12,11 @@ from utils.parse_config import read_json
 MIDDLE = ["uniform", "backward2"]
 
 
-@pytest.fixture(scope="module")
-def top1(tmp_path_factory) -> pd.DataFrame:
-    """A row a distribution, a column for each way to predict, with the network of the demo."""
-    config = read_json(ROOT / "configs" / "config_demo_tade.json")
-    config["trainer"] |= {"save_dir": str(tmp_path_factory.mktemp("demo")), "tensorboard": False, "valid_period": 30}
-    last = train(config)["last"]
+def adapted(folder: Path, seed: int) -> pd.DataFrame:
+    """A row a distribution, a column for each way to predict, with the network of the demo and this seed."""
+    config = {**read_json(ROOT / "configs" / "config_demo_tade.json"), "seed": seed}
+    config["trainer"] |= {"save_dir": str(folder), "tensorboard": False, "valid_period": 30}
+    last = train(config, run_id=f"seed{seed}")["last"]
 
     def table(way: str) -> pd.DataFrame:
         return adapt(load_run(last, None, read_json(ROOT / "configs" / f"test_time_demo_{way}.json"))).table()
@@ -31,10 +32,16 @@ def top1(tmp_path_factory) -> pd.DataFrame:
     )
 
 
+@pytest.fixture(scope="module")
+def top1(tmp_path_factory) -> pd.DataFrame:
+    """Mean of two networks: forward50 has 135 images, and rounding, which differs between processors, moves some."""
+    folder = tmp_path_factory.mktemp("demo")
+    return (adapted(folder, 1) + adapted(folder, 2)) / 2
+
+
 def test_the_estimated_prior_is_ahead_of_equal_weights_and_of_the_published_way(top1):
     gain = top1["prior"] - top1["equal, views"]
-    # forward50 has 135 images, one of which is 0.7 points: +1.5 on an AMD EPYC, -0.7 on an Intel Xeon with AMX
-    assert gain["forward50"] > -2 and gain["backward50"] > 2 and gain.mean() > 1 and gain.min() > -3
+    assert gain["forward50"] > 0.5 and gain["backward50"] > 2 and gain.mean() > 1 and gain.min() > -3
     assert top1["prior"].mean() > top1["published"].mean() + 1
 
 

@@ -137,11 +137,7 @@ def parse(
         parser.add_argument(
             "--allow_changes", action="store_true", help="with -r: go on even with other data, seed, loss, ..."
         )
-        parser.add_argument(
-            "--compile",
-            action="store_true",
-            help="compile the network; gains: docs/speed_and_cost.md",
-        )
+        parser.add_argument("--compile", action="store_true", help="compile the network; gains: docs/speed_and_cost.md")
     elif not calibrating:
         parser.add_argument("-o", "--output", type=Path, help="folder for results (default: beside the checkpoint)")
     if adapting:
