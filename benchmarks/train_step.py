@@ -1,20 +1,21 @@
 """This project's training step against the plain one, and where its time goes.
 
-  python benchmarks/train_step.py [--rounds 7] [--threads 1 2] [--bf16] [--no_compile] [--epoch] [--profile]
-                                  [--data_dir data/CIFAR100] [--output FILE.json]
+  python benchmarks/train_step.py [--device cpu] [--rounds 7] [--threads 1 2] [--bf16] [--no_compile] [--epoch]
+                                  [--profile] [--data_dir data/CIFAR100] [--output FILE.json]
 
 Both sides train TADE's ResNet-32 for CIFAR100-LT (three experts, batches of 128). Plain: eager, NCHW, fp32,
 SGD(foreach=False). Here: `Trainer.train_step` on the batches of `Trainer.train_epoch`, in fp32, and with torch.compile;
-in bf16 where the CPU has AMX, or with --bf16. Every side is a process of its own with the same number of threads; they
-take a step in turn, so that other load on the machine meets all of them; the process that does not work sleeps.
-Ratios are medians over the rounds of plain seconds / seconds here. Everything is given by the clock and by CPU
-time (of all threads), which other load on the machine hardly touches.
+in bf16 where the processor is made for it, or with --bf16. Every side is a process of its own with the same number of
+threads; they take a step in turn, so that other load on the machine meets all of them; the process that does not work
+sleeps. Ratios are medians over the rounds of plain seconds / seconds here. Everything is given by the clock and by CPU
+time (of all threads), which other load on the machine hardly touches; on a GPU by the clock alone, 20 steps at a time,
+and matrix products in fp32 are in TF32, as its convolutions are.
 
 "Share of the matrix rate" is the step's arithmetic (three times the forward pass's convolutions and classifiers, two
 operations a multiply-add) over what a large matrix product of the same precision does on the same threads in the run.
 The time to compile is that of the first step, less that of an ordinary one: with an empty cache, and with the cache of
-before. --epoch trains one whole epoch, data included. Images are those of --data_dir, or random where there are
-none.
+before; on a GPU with an empty one, all sides at once. --epoch trains one whole epoch, data included; on a GPU on each
+side, a second one after compiling for the last batch. Images are those of --data_dir, or random where there are none.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -36,7 +38,8 @@ from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
 from model.cost import count_macs  # noqa: E402
 from trainer.build import build_loss, build_network, parameter_groups  # noqa: E402
-from trainer.precision import AUTOCAST, has_amx  # noqa: E402
+from trainer.devices import choose_device  # noqa: E402
+from trainer.precision import AUTOCAST, automatic_precision  # noqa: E402
 from trainer.registry import make_config  # noqa: E402
 from trainer.trainer import Trainer  # noqa: E402
 from utils.logger import TensorBoardLog, get_logger  # noqa: E402
@@ -46,8 +49,9 @@ from utils.seed import seed_everything  # noqa: E402
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "config_cifar100_ir100_tade.json"
 CPU = torch.device("cpu")
 BATCHES = 8  # different ones that the steps go round
-MATRIX = 2048
-WAYS = ("clock", "CPU time")  # how long something takes; CPU time is that of all threads
+MATRIX = {"cpu": 2048, "cuda": 8192}
+STEPS = {"cpu": 1, "cuda": 20}  # between two readings of the clock: a GPU works behind Python's back
+WAYS = {"cpu": ("clock", "CPU time"), "cuda": ("clock",)}  # how long it takes; CPU time is that of all threads
 
 
 @dataclass
@@ -60,7 +64,7 @@ class Side:
     compile: bool = False
 
 
-def make_trainer(side: Side, data_dir: Path, folder: Path) -> Trainer:
+def make_trainer(side: Side, device: torch.device, data_dir: Path, folder: Path) -> Trainer:
     content = read_json(CONFIG)
     content["trainer"] |= {"precision": side.precision, "compile": side.compile, "monitor": "off"}
     if side.plain:
@@ -70,11 +74,11 @@ def make_trainer(side: Side, data_dir: Path, folder: Path) -> Trainer:
     options = dict(config["data_loader"]["args"], data_dir=str(data_dir))
     real = (data_dir / "cifar-100-python").exists()
     loader = (ImbalanceCIFAR100DataLoader if real else RandomCIFAR100)(**options)
-    loader.prepare(CPU, config["seed"])
-    network = build_network(config, loader.num_classes, CPU)
+    loader.prepare(device, config["seed"])
+    network = build_network(config, loader.num_classes, device)
     optimizer = config.build("optimizer", parameter_groups(config, network))
     scheduler = config.build("lr_scheduler", optimizer)
-    criterion = build_loss(config, loader.cls_num_list)
+    criterion = build_loss(config, loader.cls_num_list).to(device)
     trainer = Trainer(network, criterion, {}, loader, optimizer, scheduler, config.build("trainer"), folder, {})
     trainer.tensorboard = TensorBoardLog(folder, False)
     return trainer
@@ -94,57 +98,78 @@ def plain_step(trainer: Trainer, images: torch.Tensor, target: torch.Tensor) -> 
     trainer.optimizer.step()
 
 
-def seconds(function, *arguments) -> tuple[float, float]:
-    """How long a call takes: by the clock, and in CPU time of this process."""
+def seconds(device: torch.device, times: int, function, *arguments) -> tuple[float, float]:
+    """How long a call takes, the mean of `times`: by the clock, and in CPU time of this process."""
+    wait_for(device)
     clock, cpu = time.perf_counter(), time.process_time()
-    function(*arguments)
-    return time.perf_counter() - clock, time.process_time() - cpu
+    for _ in range(times):
+        function(*arguments)
+    wait_for(device)
+    return (time.perf_counter() - clock) / times, (time.process_time() - cpu) / times
 
 
-def multiply(precision: str) -> tuple[float, float]:
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def multiply(precision: str, device: torch.device) -> tuple[float, float]:
     """Seconds of a product of two large matrices, by the clock and in CPU time."""
-    a, b = (torch.randn(MATRIX, MATRIX, dtype=AUTOCAST.get(precision, torch.float32)) for _ in range(2))
-    torch.mm(a, b)
-    return seconds(torch.mm, a, b)
+    size, dtype = MATRIX[device.type], AUTOCAST.get(precision, torch.float32)
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    try:
+        torch.mm(a, b)
+        return seconds(device, STEPS[device.type], torch.mm, a, b)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def profile_steps(trainer: Trainer, batches: list) -> list[dict]:
-    """The operations with the largest share of three steps, by their own CPU time."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    """The operations with the largest share of three steps, by their own time on the processor that trains."""
+    cuda = trainer.device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if cuda else [])]) as profiler:
         for images, target in batches[:3]:
             trainer.train_step(images, target)
-    rows = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    total = sum(row.self_cpu_time_total for row in rows)
-    return [
-        {"operation": row.key, "share": row.self_cpu_time_total / total, "calls a step": row.count / 3}
-        for row in rows[:12]
-    ]
+        wait_for(trainer.device)
+
+    def own_time(row) -> float:
+        return row.self_device_time_total if cuda else row.self_cpu_time_total
+
+    rows = sorted(profiler.key_averages(), key=lambda row: -own_time(row))
+    total = sum(own_time(row) for row in rows)
+    return [{"operation": row.key, "share": own_time(row) / total, "calls a step": row.count / 3} for row in rows[:12]]
 
 
-def work(connection: Connection, side: Side, threads: int, data_dir: Path) -> None:
+def work(connection: Connection, side: Side, threads: int, device: torch.device, data_dir: Path) -> None:
     """A side's process: builds, takes the first step, then does what the connection says."""
     torch.set_num_threads(threads)
     get_logger().setLevel("WARNING")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(side, data_dir, Path(folder))
+        trainer = make_trainer(side, device, data_dir, Path(folder))
         batches = first_batches(trainer, side.plain)
         trainer.network.train()
         done = 0
 
-        def step() -> tuple[float, float]:
+        def step() -> None:
             nonlocal done
             images, target = batches[done % BATCHES]
             done += 1
-            return seconds(plain_step if side.plain else Trainer.train_step, trainer, images, target)
+            (plain_step if side.plain else Trainer.train_step)(trainer, images, target)
 
-        connection.send(step())
+        def epoch() -> None:
+            trainer.epoch_progress = None
+            trainer.train_epoch(1)
+
+        connection.send(seconds(device, 1, step))
         while (task := connection.recv()) != "end":
             if task == "step":
-                connection.send(step())
+                connection.send(seconds(device, STEPS[device.type], step))
             elif task == "matrix":
-                connection.send(multiply(side.precision))
+                connection.send(multiply(side.precision, device))
             elif task == "epoch":
-                connection.send(seconds(trainer.train_epoch, 1))
+                connection.send(seconds(device, 1, epoch))
             else:
                 connection.send(profile_steps(trainer, batches))
 
@@ -152,13 +177,17 @@ def work(connection: Connection, side: Side, threads: int, data_dir: Path) -> No
 class Worker:
     """A side's process, seen from here."""
 
-    def __init__(self, side: Side, threads: int, data_dir: Path):
+    def __init__(self, side: Side, threads: int, device: torch.device, data_dir: Path):
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, side, threads, data_dir), daemon=True)
+        self.process = context.Process(target=work, args=(other, side, threads, device, data_dir), daemon=True)
         self.process.start()
         other.close()
-        self.first = self.connection.recv()
+
+    @cached_property
+    def first(self) -> tuple[float, float]:
+        """What the first step took."""
+        return self.connection.recv()
 
     def ask(self, task: str):
         self.connection.send(task)
@@ -169,12 +198,19 @@ class Worker:
         self.process.join()
 
 
-def time_sides(sides: list[Side], threads: int, rounds: int, data_dir: Path, cost: float) -> tuple[list[dict], dict]:
+def time_sides(
+    sides: list[Side], threads: int, rounds: int, device: torch.device, data_dir: Path, cost: float
+) -> tuple[list[dict], dict]:
     """Interleaved steps of all sides at one number of threads: a row for each; the workers, which go on living."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="train_step_")  # compiles from scratch
-    workers = {side.name: Worker(side, threads, data_dir) for side in sides}
+    workers = {}
+    for side in sides:
+        workers[side.name] = worker = Worker(side, threads, device, data_dir)
+        if device.type == "cpu":  # one compiles at a time
+            worker.first  # noqa: B018
     for worker in workers.values():  # the second step of a process is still slower
+        worker.first  # noqa: B018
         worker.ask("step")
     times: dict[str, list] = {name: [] for name in workers}
     products: dict[str, list] = {name: [] for name in workers}
@@ -187,9 +223,9 @@ def time_sides(sides: list[Side], threads: int, rounds: int, data_dir: Path, cos
     batch = read_json(CONFIG)["data_loader"]["args"]["batch_size"]
     for side in sides:
         row = {**asdict(side), "threads": threads}
-        for i, way in enumerate(WAYS):
+        for i, way in enumerate(WAYS[device.type]):
             step = statistics.median(taken[i] for taken in times[side.name])
-            rate = 2 * MATRIX**3 / statistics.median(taken[i] for taken in products[side.name])
+            rate = 2 * MATRIX[device.type] ** 3 / statistics.median(taken[i] for taken in products[side.name])
             row[way] = {
                 "step_seconds": step,
                 "images_per_second": batch / step,
@@ -198,37 +234,54 @@ def time_sides(sides: list[Side], threads: int, rounds: int, data_dir: Path, cos
                 "share_of_matrix_rate": cost * batch / step / rate,
             }
             print(
-                f"{side.name:<14} {threads} thread(s) {way:<9} {step:6.3f} s a step  {batch / step:6.1f} images/s  "
-                f"{row[way]['ratio']:5.2f} times plain  {row[way]['share_of_matrix_rate']:4.0%} of "
+                f"{side.name:<14} {threads} thread(s) {way:<9} {step:6.4f} s a step  {batch / step:6.1f} images/s  "
+                f"{row[way]['ratio']:5.2f} times plain  {row[way]['share_of_matrix_rate']:6.1%} of "
                 f"{rate / 1e9:.0f} GFLOP/s",
                 flush=True,
             )
         if side.compile:
-            again = Worker(side, threads, data_dir)
-            again.end()
             usual = row["clock"]["step_seconds"]
             row["compile_seconds"] = workers[side.name].first[0] - usual
-            row["compile_seconds_cached"] = again.first[0] - usual
-            print(
-                f"  compiling {row['compile_seconds']:.0f} s, cached {row['compile_seconds_cached']:.0f} s", flush=True
-            )
+            print(f"  compiling {row['compile_seconds']:.0f} s", flush=True)
+            if device.type == "cpu":
+                again = Worker(side, threads, device, data_dir)
+                row["compile_seconds_cached"] = again.first[0] - usual
+                again.end()
+                print(f"  compiling with a cache {row['compile_seconds_cached']:.0f} s", flush=True)
         rows.append(row)
     return rows, workers
 
 
+def time_epochs(workers: dict[str, Worker], device: torch.device, images: int) -> dict[str, dict]:
+    """Images per second of a whole epoch, by side; on a GPU after one that compiles for the last batch."""
+    if device.type == "cuda":
+        for worker in workers.values():
+            worker.connection.send("epoch")
+        for worker in workers.values():
+            worker.connection.recv()
+    found = {}
+    for name, worker in workers.items():
+        found[name] = {way: images / spent for way, spent in zip(WAYS[device.type], worker.ask("epoch"), strict=False)}
+        rates = ", ".join(f"{rate:.1f} images/s by {way}" for way, rate in found[name].items())
+        print(f"whole epoch, {name}: {rates}", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
     parser.add_argument("--bf16", action="store_true", help="also where the CPU has no AMX: minutes a step")
     parser.add_argument("--no_compile", action="store_true")
-    parser.add_argument("--epoch", action="store_true", help="a whole epoch in bf16, or fp32 without it")
+    parser.add_argument("--epoch", action="store_true", help="a whole epoch, data included")
     parser.add_argument("--profile", action="store_true", help="the operations that take most of such a step")
     parser.add_argument("--data_dir", type=Path, default=Path("data/CIFAR100"))
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     get_logger().setLevel("WARNING")
-    precisions = ["fp32", *(["bf16"] if args.bf16 or has_amx() else [])]
+    device, _ = choose_device(args.device)
+    precisions = ["fp32", *(["bf16"] if args.bf16 or automatic_precision(device)[0] == "bf16" else [])]
     sides = [Side("plain", plain=True)]
     for precision in precisions:
         sides.append(Side(precision, precision=precision))
@@ -241,16 +294,12 @@ def main() -> None:
     load = os.getloadavg()
     rows, epochs, profiles = [], {}, {}
     for threads in args.threads:
-        found, workers = time_sides(sides, threads, args.rounds, args.data_dir, cost=3 * 2 * float(macs))
+        cost = 3 * 2 * float(macs)
+        found, workers = time_sides(sides, threads, args.rounds, device, args.data_dir, cost)
         rows += found
         if args.epoch:
-            taken = dict(zip(WAYS, workers[precisions[-1]].ask("epoch"), strict=True))
-            epochs[threads] = {way: sum(counts) / spent for way, spent in taken.items()}
-            print(
-                f"whole epoch in {precisions[-1]}, {threads} thread(s): "
-                + ", ".join(f"{rate:.1f} images/s by {way}" for way, rate in epochs[threads].items()),
-                flush=True,
-            )
+            chosen = [precisions[-1]] if device.type == "cpu" else [side.name for side in sides if not side.plain]
+            epochs[threads] = time_epochs({name: workers[name] for name in chosen}, device, sum(counts))
         if args.profile:
             profiles[threads] = workers[precisions[-1]].ask("profile")
             print(f"{precisions[-1]}, {threads} thread(s), share of own CPU time in a step, calls:")
@@ -270,7 +319,7 @@ def main() -> None:
             "epoch_images_per_second": epochs,
             "profile": profiles,
         }
-        write_record(args.output, CPU, content)
+        write_record(args.output, device, content)
 
 
 if __name__ == "__main__":

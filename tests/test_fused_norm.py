@@ -119,14 +119,22 @@ def test_other_networks_and_shared_statistics_stay():
 
 def test_what_compile_compiles(monkeypatch):
     whole = []
-    monkeypatch.setattr(trainer.torch, "compile", lambda network, **options: whole.append(network) or network)
+
+    def compile_(network, dynamic, mode):
+        whole.append((network, mode))
+        return network
+
+    monkeypatch.setattr(trainer.torch, "compile", compile_)
     network, other = ResNet32Model(num_classes=4, num_experts=2), nn.Sequential(nn.BatchNorm2d(4))
-    assert compiled(network, CPU, "fp32") is network and whole == [network]
-    assert compiled(network, torch.device("cuda"), "bf16") is network and whole == [network] * 2
+    assert compiled(network, CPU, "fp32") is network and whole.pop() == (network, None)
+    assert compiled(network, torch.device("cuda"), "bf16") is network and whole.pop() == (network, "reduce-overhead")
+    with monkeypatch.context() as several:
+        several.setattr(trainer.distributed, "world_size", lambda: 2)
+        assert compiled(network, torch.device("cuda"), "fp32") is network and whole.pop() == (network, None)
     assert not any(isinstance(module, FusedBatchNorm2d) for module in network.modules())
-    assert compiled(network, CPU, "bf16") is network and len(whole) == 2
+    assert compiled(network, CPU, "bf16") is network and not whole
     assert any(isinstance(module, FusedBatchNorm2d) for module in network.modules())
-    assert compiled(other, CPU, "bf16") is other and whole[2] is other
+    assert compiled(other, CPU, "bf16") is other and whole == [(other, None)]
 
 
 def test_compiled_functions_do_the_same():

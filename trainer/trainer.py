@@ -45,10 +45,15 @@ class MixedPrecision(nn.Module):
 
 
 def compiled(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """The network through torch.compile: in bf16 on a CPU batch norm and ReLU alone, see model/fused_norm.py."""
+    """The network through torch.compile: in bf16 on a CPU batch norm and ReLU alone, see model/fused_norm.py.
+
+    A small network's hundreds of kernels take a GPU less time than Python takes to start them: CUDA graphs start them
+    all at once. With several processes they are left out, for gradients are then exchanged in the backward pass.
+    """
     if device.type == "cpu" and precision == "bf16" and fuse_batch_norm(network):
         return network
-    return torch.compile(network, dynamic=False)  # type: ignore[return-value]
+    graphs = device.type == "cuda" and distributed.world_size() == 1
+    return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
 
 def thumbnails(images: Tensor) -> Tensor:
@@ -184,6 +189,7 @@ class Trainer(BaseTrainer):
         """
         skip = self.options.on_nan == "skip"
         buffers = [buffer.clone() for buffer in self.model.buffers()] if skip else []
+        self.optimizer.zero_grad(set_to_none=True)  # before the forward pass: CUDA graphs write over old gradients
         if self.options.mixup_alpha:
             images, partner, share = mixup(images, self.options.mixup_alpha, generator)
             output = self.network(images)
@@ -191,7 +197,6 @@ class Trainer(BaseTrainer):
         else:
             output = self.network(images)
             loss = self.criterion(output, target)
-        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss if weight == 1 else loss * weight).backward()
         if skip and self._is_bad(loss):
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
@@ -242,7 +247,7 @@ class Trainer(BaseTrainer):
                 [
                     loss * len(target),
                     (output["output"].argmax(1) == target).sum(),
-                    torch.tensor(float(len(target)), device=self.device),
+                    loss.new_full((), len(target)),  # filled on the device: a copy would wait for it
                 ]
             )
             if done.step % self.options.log_step == 0:
