@@ -137,7 +137,9 @@ def profile_steps(trainer: Trainer, batches: list) -> list[dict]:
     def own_time(row) -> float:
         return row.self_device_time_total if cuda else row.self_cpu_time_total
 
-    rows = sorted(profiler.key_averages(), key=lambda row: -own_time(row))
+    # Kernels have rows of their own, beside those of the operations that started them.
+    operations = [row for row in profiler.key_averages() if row.device_type == torch.autograd.DeviceType.CPU]
+    rows = sorted(operations, key=lambda row: -own_time(row))
     total = sum(own_time(row) for row in rows)
     return [{"operation": row.key, "share": own_time(row) / total, "calls a step": row.count / 3} for row in rows[:12]]
 
@@ -302,7 +304,7 @@ def main() -> None:
             epochs[threads] = time_epochs({name: workers[name] for name in chosen}, device, sum(counts))
         if args.profile:
             profiles[threads] = workers[precisions[-1]].ask("profile")
-            print(f"{precisions[-1]}, {threads} thread(s), share of own CPU time in a step, calls:")
+            print(f"{precisions[-1]}, {threads} thread(s), share of own time in a step, calls:")
             for row in profiles[threads]:
                 print(f"  {row['share']:6.1%} {row['calls a step']:7.1f}  {row['operation']}")
         for worker in workers.values():

@@ -55,14 +55,16 @@ def run(monkeypatch, capsys):
 
 
 def test_expert_priors(run, digits_run):
-    printed = run(expert_priors, digits_run["last"])
-    rows = re.findall(r"(\w+) +(as they are|freed of priors) +experts ([\d. ]+)   mean ([\d.]+)", printed)
-    assert [row[:2] for row in rows] == [
-        (name, title) for name in ("forward50", "uniform", "backward50") for title in ("as they are", "freed of priors")
-    ]
+    printed = run(expert_priors, digits_run["last"], "--tilt", 0, 9)
+    titles = ("as they are", "freed of priors", "tilted by 0", "tilted by 9")
+    rows = re.findall(rf"(\w+) +({'|'.join(titles)}) +experts ([\d. ]+)   mean ([\d.]+)", printed)
+    names = ("forward50", "forward10", "uniform", "backward10", "backward50")
+    assert [row[:2] for row in rows] == [(name, title) for name in names for title in titles]
     assert all(len(row[2].split()) == 3 for row in rows)
-    uniform = rows[2]
-    assert float(uniform[3]) == pytest.approx(digits_run["val_accuracy"], abs=0.051)
+    means = {row[:2]: float(row[3]) for row in rows}
+    assert means["uniform", "as they are"] == pytest.approx(digits_run["val_accuracy"], abs=0.051)
+    assert all(means[name, "tilted by 0"] == means[name, "as they are"] for name in names)
+    assert means["forward50", "tilted by 9"] > means["uniform", "tilted by 9"] > means["backward50", "tilted by 9"]
 
 
 def test_expert_weights(run, digits_run):
