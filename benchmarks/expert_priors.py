@@ -3,7 +3,7 @@
 python benchmarks/expert_priors.py CHECKPOINT.pth [MORE.pth ...] [--tilt T ...]
 
 Training leaves each expert's logits, up to a constant for each image, as log likelihood plus a known log prior (the
-loss says which, `log_priors` in model/loss.py). Accuracy on the paper's test distributions of: the experts, the mean of
+loss says which, `log_priors` in model/loss.py). Accuracy on five test distributions of: the experts, the mean of
 their logits, the same after each expert's prior is subtracted, and with T times the log training prior added, which
 leans the network towards frequent classes (T above 0) or rare ones.
 """
@@ -29,9 +29,8 @@ def main() -> None:
         run = load_run(path)
         logits, distributions = run.test_logits, run.loader.test_distributions()
         print(path)
-        log_prior = torch.tensor(run.cls_num_list).float().log()
         ways = {"as they are": logits, "freed of priors": logits - run.expert_log_priors}
-        ways |= {f"tilted by {tilt:g}": logits + tilt * log_prior for tilt in args.tilt}
+        ways |= {f"tilted by {tilt:g}": logits + tilt * run.log_prior for tilt in args.tilt}
         for name in ("forward50", "forward10", "uniform", "backward10", "backward50"):
             chosen = torch.from_numpy(distributions[name])
             targets = run.targets[chosen]

@@ -14,8 +14,9 @@ and matrix products in fp32 are in TF32, as its convolutions are.
 "Share of the matrix rate" is the step's arithmetic (three times the forward pass's convolutions and classifiers, two
 operations a multiply-add) over what a large matrix product of the same precision does on the same threads in the run.
 The time to compile is that of the first step, less that of an ordinary one: with an empty cache, and with the cache of
-before; on a GPU with an empty one, all sides at once. --epoch trains one whole epoch, data included; on a GPU on each
-side, a second one after compiling for the last batch. Images are those of --data_dir, or random where there are none.
+before; on a GPU with an empty one, all sides at once. --epoch trains one whole epoch, data included: on a CPU in the
+last precision, not compiled; on a GPU on all sides but the plain one, after two epochs that compile for the last batch
+and record its CUDA graph. --profile is for CPUs. Images are those of --data_dir, or random where there are none.
 """
 
 import argparse
@@ -26,7 +27,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -126,22 +126,16 @@ def multiply(precision: str, device: torch.device) -> tuple[float, float]:
 
 
 def profile_steps(trainer: Trainer, batches: list) -> list[dict]:
-    """The operations with the largest share of three steps, by their own time on the processor that trains."""
-    cuda = trainer.device.type == "cuda"
-    activity = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if cuda else [])]) as profiler:
+    """The operations with the largest share of three steps, by their own CPU time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for images, target in batches[:3]:
             trainer.train_step(images, target)
-        wait_for(trainer.device)
-
-    def own_time(row) -> float:
-        return row.self_device_time_total if cuda else row.self_cpu_time_total
-
-    # Kernels have rows of their own, beside those of the operations that started them.
-    operations = [row for row in profiler.key_averages() if row.device_type == torch.autograd.DeviceType.CPU]
-    rows = sorted(operations, key=lambda row: -own_time(row))
-    total = sum(own_time(row) for row in rows)
-    return [{"operation": row.key, "share": own_time(row) / total, "calls a step": row.count / 3} for row in rows[:12]]
+    rows = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    return [
+        {"operation": row.key, "share": row.self_cpu_time_total / total, "calls a step": row.count / 3}
+        for row in rows[:12]
+    ]
 
 
 def work(connection: Connection, side: Side, threads: int, device: torch.device, data_dir: Path) -> None:
@@ -186,10 +180,9 @@ class Worker:
         self.process.start()
         other.close()
 
-    @cached_property
-    def first(self) -> tuple[float, float]:
-        """What the first step took."""
-        return self.connection.recv()
+    def wait(self) -> None:
+        """Until it is ready; `first` is what its first step took then."""
+        self.first: tuple[float, float] = self.connection.recv()
 
     def ask(self, task: str):
         self.connection.send(task)
@@ -210,10 +203,11 @@ def time_sides(
     for side in sides:
         workers[side.name] = worker = Worker(side, threads, device, data_dir)
         if device.type == "cpu":  # one compiles at a time
-            worker.first  # noqa: B018
-    for worker in workers.values():  # the second step of a process is still slower
-        worker.first  # noqa: B018
-        worker.ask("step")
+            worker.wait()
+    for worker in workers.values():
+        if device.type != "cpu":
+            worker.wait()
+        worker.ask("step")  # the second step of a process is still slower
     times: dict[str, list] = {name: [] for name in workers}
     products: dict[str, list] = {name: [] for name in workers}
     for _ in range(rounds):
@@ -247,6 +241,7 @@ def time_sides(
             print(f"  compiling {row['compile_seconds']:.0f} s", flush=True)
             if device.type == "cpu":
                 again = Worker(side, threads, device, data_dir)
+                again.wait()
                 row["compile_seconds_cached"] = again.first[0] - usual
                 again.end()
                 print(f"  compiling with a cache {row['compile_seconds_cached']:.0f} s", flush=True)
@@ -254,9 +249,9 @@ def time_sides(
     return rows, workers
 
 
-def time_epochs(workers: dict[str, Worker], device: torch.device, images: int) -> dict[str, dict]:
-    """Images per second of a whole epoch, by side; on a GPU after one that compiles for the last batch."""
-    if device.type == "cuda":
+def time_epochs(workers: dict[str, Worker], threads: int, device: torch.device, images: int) -> dict[str, dict]:
+    """Images per second of a whole epoch, by side; on a GPU after two, all sides at once."""
+    for _ in range(2 if device.type == "cuda" else 0):
         for worker in workers.values():
             worker.connection.send("epoch")
         for worker in workers.values():
@@ -265,16 +260,16 @@ def time_epochs(workers: dict[str, Worker], device: torch.device, images: int) -
     for name, worker in workers.items():
         found[name] = {way: images / spent for way, spent in zip(WAYS[device.type], worker.ask("epoch"), strict=False)}
         rates = ", ".join(f"{rate:.1f} images/s by {way}" for way, rate in found[name].items())
-        print(f"whole epoch, {name}: {rates}", flush=True)
+        print(f"whole epoch, {name}, {threads} thread(s): {rates}", flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
-    parser.add_argument("--bf16", action="store_true", help="also where the CPU has no AMX: minutes a step")
+    parser.add_argument("--threads", type=int, nargs="+", help="default: 1, on a CPU also all")
+    parser.add_argument("--bf16", action="store_true", help="also where the processor is not made for it")
     parser.add_argument("--no_compile", action="store_true")
     parser.add_argument("--epoch", action="store_true", help="a whole epoch, data included")
     parser.add_argument("--profile", action="store_true", help="the operations that take most of such a step")
@@ -283,6 +278,9 @@ def main() -> None:
     args = parser.parse_args()
     get_logger().setLevel("WARNING")
     device, _ = choose_device(args.device)
+    if args.profile and device.type != "cpu":
+        parser.error("--profile is for CPUs.")
+    all_threads = {1, torch.get_num_threads()} if device.type == "cpu" else {1}
     precisions = ["fp32", *(["bf16"] if args.bf16 or automatic_precision(device)[0] == "bf16" else [])]
     sides = [Side("plain", plain=True)]
     for precision in precisions:
@@ -295,16 +293,16 @@ def main() -> None:
     counts = RandomCIFAR100(**arguments).cls_num_list
     load = os.getloadavg()
     rows, epochs, profiles = [], {}, {}
-    for threads in args.threads:
+    for threads in args.threads or sorted(all_threads):
         cost = 3 * 2 * float(macs)
         found, workers = time_sides(sides, threads, args.rounds, device, args.data_dir, cost)
         rows += found
         if args.epoch:
             chosen = [precisions[-1]] if device.type == "cpu" else [side.name for side in sides if not side.plain]
-            epochs[threads] = time_epochs({name: workers[name] for name in chosen}, device, sum(counts))
+            epochs[threads] = time_epochs({name: workers[name] for name in chosen}, threads, device, sum(counts))
         if args.profile:
             profiles[threads] = workers[precisions[-1]].ask("profile")
-            print(f"{precisions[-1]}, {threads} thread(s), share of own time in a step, calls:")
+            print(f"{precisions[-1]}, {threads} thread(s), share of own CPU time in a step, calls:")
             for row in profiles[threads]:
                 print(f"  {row['share']:6.1%} {row['calls a step']:7.1f}  {row['operation']}")
         for worker in workers.values():

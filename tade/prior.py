@@ -66,8 +66,8 @@ class PriorAggregator(LikelihoodAggregator):
             are asked for (`needs`), and `fit` and `update` can do without.
         bias_center, bias_scale: mean and standard deviation of the prior of b1 = beta times the standard deviation of
             log pi, in natural-log units. Calibrations on the labeled test images (`--calibrate_on_test` prints them)
-            gave b1 / a of -0.41 (TADE, 200 epochs), -0.12 (30 epochs), -0.25 (RIDE) and -0.19 (Softmax) on CIFAR100-LT,
-            and -0.08 on Caltech-101-LT: no network scores rare classes too high.
+            gave b1 / a of -0.41 (TADE, 200 epochs), -0.12 (30 epochs), -0.28 (RIDE) and -0.09 (Softmax, both 200) on
+            CIFAR100-LT, and -0.08 on Caltech-101-LT: no network scores rare classes too high.
         largest_bias: of b1. What step 2 finds above it is taken as this: on hardly trained networks stability misleads.
         skew_scale: standard deviation of the prior of s, N(0, skew_scale^2), which counts where images are few.
         classwise: whether to do step 3.

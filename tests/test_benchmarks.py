@@ -170,23 +170,15 @@ def test_train_step(run, tmp_path, monkeypatch):
     monkeypatch.setattr(common.RandomCIFAR100, "per_class", 5)
     monkeypatch.setattr(common.RandomCIFAR100, "largest_class", 5)
     output = tmp_path / "steps.json"
-    options = [
-        "--rounds",
-        1,
-        "--threads",
-        1,
-        "--no_compile",
-        "--profile",
-        "--epoch",
-        "--data_dir",
-        tmp_path,
-        "--output",
-        output,
-    ]
+    options = [*"--rounds 1 --threads 1 --no_compile --profile --epoch".split(), "--data_dir", tmp_path]
+    options += ["--output", output]
     printed = run(train_step, *options)
     content = json.loads(output.read_text())
     names = [row["name"] for row in content["steps"]]
     assert names == ["plain", "fp32"] and content["images"] == "random" and content["rounds"] == 1
     assert content["steps"][0]["clock"]["ratio"] == 1 and len(content["profile"]["1"]) == 12
     assert printed.count("times plain") == 4
-    assert printed.count("whole epoch, fp32: ") == 1 and content["epoch_images_per_second"]["1"]["fp32"]["clock"] > 0
+    assert (
+        printed.count("whole epoch, fp32, 1 thread(s): ") == 1
+        and content["epoch_images_per_second"]["1"]["fp32"]["clock"] > 0
+    )

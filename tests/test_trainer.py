@@ -290,6 +290,16 @@ def test_training_on_a_gpu(digits_config, precision):
     assert values["val_accuracy"] > 10
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "on_nan"), [("fp32", "stop"), ("fp32", "skip"), ("bf16", "stop")])
+def test_cuda_graphs_train_the_same(digits_config, precision, on_nan):
+    digits_config["trainer"] |= {"precision": precision, "on_nan": on_nan}
+    eager = train(digits_config, device="cuda", run_id="eager")
+    compiled = train({**digits_config, "trainer;compile": True}, device="cuda", run_id="compiled")
+    assert compiled["loss"] == pytest.approx(eager["loss"], rel=0.02)
+
+
 def test_a_run_says_what_is_left_and_whether_it_learned(digits_config, capsys):
     digits_config["optimizer"]["args"]["lr"] = 1000.0
     train({**digits_config, "trainer;epochs": 2})

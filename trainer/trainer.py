@@ -45,10 +45,11 @@ class MixedPrecision(nn.Module):
 
 
 def compiled(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """The network through torch.compile: in bf16 on a CPU batch norm and ReLU alone, see model/fused_norm.py.
+    """The network through torch.compile; in bf16 on a CPU batch norm alone, with sum and ReLU (model/fused_norm.py).
 
-    A small network's hundreds of kernels take a GPU less time than Python takes to start them: CUDA graphs start them
-    all at once. With several processes they are left out, for gradients are then exchanged in the backward pass.
+    On one GPU with CUDA graphs, which start a small network's hundreds of kernels at once, where Python takes longer to
+    start them than they take to run. They hold memory of their own for each shape of a batch, and the network's outputs
+    are overwritten by its next call. Not with several processes, which exchange gradients in the backward pass.
     """
     if device.type == "cpu" and precision == "bf16" and fuse_batch_norm(network):
         return network
@@ -180,7 +181,8 @@ class Trainer(BaseTrainer):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One update on a batch [B, 3, H, W], [B]; returns the loss and the network's output, both detached.
 
-        The loss is NaN where `on_nan` has it that the update is left out.
+        The output is valid until the next step (see `compiled`). The loss is NaN where `on_nan` has it that the update
+        is left out.
 
         Args:
             images, target: the batch; with several processes this one's shard of it.
@@ -247,7 +249,7 @@ class Trainer(BaseTrainer):
                 [
                     loss * len(target),
                     (output["output"].argmax(1) == target).sum(),
-                    loss.new_full((), len(target)),  # filled on the device: a copy would wait for it
+                    loss.new_full((), len(target)),  # no copy from the CPU, which would wait for the GPU
                 ]
             )
             if done.step % self.options.log_step == 0:
