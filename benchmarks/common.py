@@ -14,6 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
 from data_loader.datasets import ImageSet  # noqa: E402
 
+#: The columns of the README's table; data sets with fewer test distributions show those they have.
+TABLE_DISTRIBUTIONS = ("forward50", "forward10", "uniform", "backward10", "backward50")
+
 
 class RandomCIFAR100(ImbalanceCIFAR100DataLoader):
     """As many random images of each class as asked for, 500 as CIFAR-100 has them for training by default."""

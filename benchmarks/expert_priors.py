@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import TABLE_DISTRIBUTIONS  # noqa: E402
 from model.metric import accuracy  # noqa: E402
 from trainer import load_run  # noqa: E402
 
@@ -31,7 +32,7 @@ def main() -> None:
         print(path)
         ways = {"as they are": logits, "freed of priors": logits - run.expert_log_priors}
         ways |= {f"tilted by {tilt:g}": logits + tilt * run.log_prior for tilt in args.tilt}
-        for name in ("forward50", "forward10", "uniform", "backward10", "backward50"):
+        for name in (name for name in TABLE_DISTRIBUTIONS if name in distributions):
             chosen = torch.from_numpy(distributions[name])
             targets = run.targets[chosen]
             for title, v in ways.items():

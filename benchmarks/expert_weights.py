@@ -18,13 +18,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.common import TABLE_DISTRIBUTIONS  # noqa: E402
 from model.metric import accuracy  # noqa: E402
 from tade.stability import prediction_stability, weighted_logits  # noqa: E402
 from trainer import load_run  # noqa: E402
 from trainer.adaptation import two_view_logits  # noqa: E402
 from utils.parse_config import parse_assignment  # noqa: E402
-
-SHOWN = ("forward50", "forward10", "uniform", "backward10", "backward50")
 
 
 def grid(experts: int, steps: int) -> list[tuple[float, ...]]:
@@ -45,7 +44,7 @@ def main() -> None:
     experts = run.test_logits.shape[1]
     distributions = run.loader.test_distributions()
     rows = []
-    for name in (name for name in SHOWN if name in distributions):
+    for name in (name for name in TABLE_DISTRIBUTIONS if name in distributions):
         chosen = torch.from_numpy(distributions[name])
         logits, targets, (view1, view2) = run.test_logits[chosen], run.targets[chosen], (v[chosen] for v in views)
 
