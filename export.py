@@ -3,8 +3,8 @@
 python export.py -r saved/NAME/RUN/last.pth [-o FOLDER] [--formats onnx torch safetensors]
 """
 
-from trainer.command_line import run_script
-from trainer.jobs import run_export as main
+from commands.command_line import run_script
+from commands.jobs import run_export as main
 
 if __name__ == "__main__":
     run_script(main, __doc__, exporting=True)

@@ -3,8 +3,8 @@
 python predict_folder.py -r saved/NAME/RUN/last.pth --images FOLDER [-c configs/test_time_*.json]
 """
 
-from trainer.command_line import run_script
-from trainer.jobs import run_predict_folder as main
+from commands.command_line import run_script
+from commands.jobs import run_predict_folder as main
 
 if __name__ == "__main__":
     run_script(main, __doc__, adapting=True, predicting=True)

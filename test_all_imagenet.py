@@ -3,8 +3,8 @@
 python test_all_imagenet.py -r saved/NAME/RUN/last.pth
 """
 
-from trainer.command_line import run_script
-from trainer.jobs import run_test_all as main
+from commands.command_line import run_script
+from commands.jobs import run_test_all as main
 
 if __name__ == "__main__":
     run_script(main, __doc__)

@@ -3,8 +3,8 @@
 python test_train_inat.py -c configs/test_time_iNaturalist_resnet50_tade.json -r saved/NAME/RUN/last.pth
 """
 
-from trainer.command_line import run_script
-from trainer.jobs import run_test_train as main
+from commands.command_line import run_script
+from commands.jobs import run_test_train as main
 
 if __name__ == "__main__":
     run_script(main, __doc__, adapting=True)

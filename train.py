@@ -5,8 +5,8 @@ python train.py -r saved/NAME/RUN/last.pth                      go on
 torchrun --nproc_per_node 4 train.py -c ...                     several processes
 """
 
-from trainer.command_line import run_script
-from trainer.jobs import run_train as main
+from commands.command_line import run_script
+from commands.jobs import run_train as main
 
 if __name__ == "__main__":
     run_script(main, __doc__, training=True)

@@ -15,9 +15,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from evaluation import LoadedRun, load_run  # noqa: E402
 from tade import class_prior  # noqa: E402
 from tade.priors import EPSILON  # noqa: E402
-from trainer import LoadedRun, load_run  # noqa: E402
 from utils.parse_config import parse_assignment  # noqa: E402
 
 

@@ -17,8 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import TABLE_DISTRIBUTIONS  # noqa: E402
+from evaluation import load_run  # noqa: E402
 from model.metric import accuracy  # noqa: E402
-from trainer import load_run  # noqa: E402
 
 
 def main() -> None:

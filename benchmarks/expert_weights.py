@@ -19,10 +19,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import TABLE_DISTRIBUTIONS  # noqa: E402
+from evaluation import load_run  # noqa: E402
+from evaluation.adaptation import two_view_logits  # noqa: E402
 from model.metric import accuracy  # noqa: E402
 from tade.stability import prediction_stability, weighted_logits  # noqa: E402
-from trainer import load_run  # noqa: E402
-from trainer.adaptation import two_view_logits  # noqa: E402
 from utils.parse_config import parse_assignment  # noqa: E402
 
 

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_loader.image_lists import ImageList  # noqa: E402
 from model.inference import inference_copy  # noqa: E402
+from model.logits import expert_logits  # noqa: E402
 from trainer.build import build_loader, build_loss, build_network, parameter_groups  # noqa: E402
-from trainer.logits import expert_logits  # noqa: E402
 from trainer.registry import make_config  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.parse_config import read_json  # noqa: E402

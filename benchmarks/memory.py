@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
 from benchmarks.full_size_check import write_list  # noqa: E402
-from trainer import adapt, evaluate, load_run, train  # noqa: E402
+from evaluation import adapt, evaluate, load_run  # noqa: E402
+from trainer import train  # noqa: E402
 from trainer.registry import COMPONENTS  # noqa: E402
 from trainer.trainer import Trainer  # noqa: E402
 from utils.logger import get_logger  # noqa: E402

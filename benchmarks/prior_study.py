@@ -26,7 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import write_record  # noqa: E402
 from data_loader.class_profiles import subset_indices  # noqa: E402
+from evaluation import load_run  # noqa: E402
+from evaluation.adaptation import fit_all, two_view_logits, view_source  # noqa: E402
+from model.logits import expert_logits, selected  # noqa: E402
 from model.metric import expected_calibration_error  # noqa: E402
+from report.tables import markdown_lines, png  # noqa: E402
 from tade import (  # noqa: E402
     Aggregator,
     BBSEAggregator,
@@ -40,12 +44,8 @@ from tade import (  # noqa: E402
     prior_free_logits,
 )
 from tade.asymmetry import stability_asymmetry  # noqa: E402
-from trainer import load_run  # noqa: E402
-from trainer.adaptation import fit_all, two_view_logits, view_source  # noqa: E402
-from trainer.logits import expert_logits, selected  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.parse_config import parse_assignment  # noqa: E402
-from utils.report import markdown_lines, png  # noqa: E402
 
 CACHE = Path("saved/prior_study")
 CROPS = 4  # of the averaged views, beside image and mirror image

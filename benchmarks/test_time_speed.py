@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
 from data_loader.tensor_transforms import normalize  # noqa: E402
+from evaluation.adaptation import fit_all, two_view_logits  # noqa: E402
+from evaluation.evaluation import Scorer  # noqa: E402
 from model.inference import inference_copy  # noqa: E402
+from model.logits import expert_logits  # noqa: E402
 from model.model import ResNet32Model  # noqa: E402
 from tade import StabilityAggregator, prediction_stability  # noqa: E402
-from trainer.adaptation import fit_all, two_view_logits  # noqa: E402
 from trainer.devices import choose_device  # noqa: E402
-from trainer.evaluation import Scorer  # noqa: E402
-from trainer.logits import expert_logits  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.torchvision_import import torchvision  # noqa: E402
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evaluation.results import Results
 from model.metric import NORMAL_QUANTILE
-from trainer.evaluation_page import MOST_DOTS, NARROW, class_points
-from trainer.results import Results
-from utils.charts import Chart, Series, line_chart, scatter_chart
-from utils.html_page import render
-from utils.report import weight_columns
+from report.charts import Chart, Series, line_chart, scatter_chart
+from report.evaluation_page import MOST_DOTS, NARROW, class_points
+from report.html_page import render
+from report.tables import weight_columns
 
 COLORS = ("main", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 BALANCED = {

@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from commands.command_line import Options
 from comparison.tables import display_name
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
-from trainer.command_line import Options
-from trainer.loaded_run import SECTIONS as TESTING_SECTIONS
+from evaluation.loaded_run import SECTIONS as TESTING_SECTIONS
 from trainer.registry import COMPONENTS, make_config
 from trainer.run_folder import results_dir
 from trainer.schedule import moved_schedule
 from trainer.training import training_config
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, unknown
+from utils.files import make_folder
 from utils.parse_config import ConfigParser, merge, parse_assignment, read_json
-from utils.report import make_folder
 
 CONFIGS = Path("configs")
 SCRIPTS = {"imagenet": "imagenet", "places": "places", "iNaturalist": "inat"}  # first word of a data set -> suffix

@@ -22,25 +22,25 @@ from typing import NoReturn
 
 import torch
 
-from comparison.cost import cost_of
+from commands.command_line import Options
+from commands.gflops import cost_of
+from commands.jobs import run_test_all, run_test_train
 from comparison.page import Evaluated
 from comparison.plan import CHECKPOINTS, EQUAL, LEARNED, PRIOR, Run, own_name, plan_runs, write_own_configs
 from comparison.tables import cost_table, records, row_label, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.workers import usable_cores
+from evaluation.loaded_run import evaluation_config
+from evaluation.results import Results
 from trainer import train
-from trainer.command_line import Options
-from trainer.jobs import run_test_all, run_test_train
-from trainer.loaded_run import evaluation_config
 from trainer.registry import COMPONENTS, make_config
-from trainer.results import Results
 from trainer.run_folder import results_dir
 from utils.checkpoint import load_checkpoint, position, sha256, whole_epochs
 from utils.errors import Interrupted, UserError
+from utils.files import make_folder
 from utils.lock import locked
 from utils.parse_config import ConfigParser, differences
 from utils.reference_config import config_of
-from utils.report import make_folder
 from utils.signals import STOPPING, StopSignals, end_at_once, signal_status
 
 METHODS = ("softmax", "ride", "tade")

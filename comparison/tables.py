@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from comparison.page import Evaluated, comparison_page
+from evaluation.results import Results
 from model.metric import shot_groups
-from trainer.results import Results
+from report.tables import markdown_lines, png, weight_columns, weights_figure
 from utils.checkpoint import write_atomically
-from utils.report import markdown_lines, png, weight_columns, weights_figure
 
 NAMES = {"softmax": "Softmax", "ride": "RIDE", "tade": "TADE"}
 GROUPS = tuple(shot_groups([1]))  # many, medium, few

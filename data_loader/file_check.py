@@ -39,8 +39,8 @@ def check_listed_files(images: ImageList, argument: str, some: bool = False) -> 
     if len(missing) < len(probed):
         raise UserError(
             f"{len(missing)} of {len(probed)} images of {images.list_path} that were looked up are missing, such as "
-            f"{images.path(missing[0])}: complete the data, or take them off the list (python -m utils.make_data_txt "
-            f'check names them), or leave them out, --set "data_loader;args;on_bad_image=skip".'
+            f"{images.path(missing[0])}: complete the data, or take them off the list (python -m "
+            f'commands.make_data_txt check names them), or leave them out, --set "data_loader;args;on_bad_image=skip".'
         )
     if not data_dir.is_dir():
         advice = nearest_path(data_dir) or "give the folder that the paths of the lists are relative to. "

@@ -4,7 +4,8 @@
   python examples/deploy_onnx.py -r CKPT --exported exported [--images 1000]
 
 `deployed` is all that production needs: onnxruntime, torch and tade. `main` has the checkpoint predict the same test
-images by trainer.predict, and prints how often both agree. The checkpoint's data must be small images (CIFAR, digits).
+images by evaluation.predict, and prints how often both agree. The checkpoint's data must be small images (CIFAR,
+digits).
 """
 
 import argparse
@@ -47,8 +48,8 @@ def deployed(folder: Path, images: Tensor, views: tuple[Tensor, Tensor]) -> Tens
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from evaluation.prediction import with_images
     from trainer import load_run, predict
-    from trainer.prediction import with_images
     from utils.errors import UserError
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a network, by its parts. What is counted: see utils/gflops.py."""
+"""Parameters and multiply-adds of a network, by its parts. What is counted: see commands/gflops.py."""
 
 from typing import Any
 

@@ -11,16 +11,16 @@ import torch
 from conftest import script
 from PIL import Image
 
-import trainer
-import utils.calibrate
+import commands.calibrate
+import evaluation
+from commands.command_line import Options, parse
+from commands.jobs import run_calibrate
 from data_loader.class_profiles import held_out_counts
+from evaluation.calibration import SHOWN_CLASSES, CalibrationRecord, calibration_path, shown
+from evaluation.results import Results
 from tade import Calibration, PriorAggregator, StabilityAggregator, fit_calibration, prior_free_logits
 from trainer.build import build_network
-from trainer.calibration import SHOWN_CLASSES, CalibrationRecord, calibration_path, shown
-from trainer.command_line import Options, parse
-from trainer.jobs import run_calibrate
 from trainer.registry import make_config
-from trainer.results import Results
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError
 
@@ -66,8 +66,8 @@ def test_a_record_goes_into_json_and_back():
 
 
 def test_without_labeled_images_there_is_none(last):
-    run = trainer.load_run(last, overrides=PRIOR)
-    results = trainer.adapt(run, names=NAMES)
+    run = evaluation.load_run(last, overrides=PRIOR)
+    results = evaluation.adapt(run, names=NAMES)
     assert run.calibration is None and results.protocol.endswith(" Not calibrated.") and results.calibration is None
     assert not {"calibration", "remark"} & results.to_json().keys()
     with pytest.raises(UserError, match="no validation images that are neither"):
@@ -76,9 +76,9 @@ def test_without_labeled_images_there_is_none(last):
 
 @pytest.mark.parametrize("views", [0, 1])
 def test_held_out_images_calibrate(with_slice, views):
-    run = trainer.load_run(with_slice, overrides={**PRIOR, "averaged_views": views})
-    results = trainer.adapt(run, names=NAMES)
-    held_out = trainer.load_run(with_slice, overrides={"averaged_views": views})
+    run = evaluation.load_run(with_slice, overrides={**PRIOR, "averaged_views": views})
+    results = evaluation.adapt(run, names=NAMES)
+    held_out = evaluation.load_run(with_slice, overrides={"averaged_views": views})
     held_out.loader = held_out.loader.with_validation_images()
     u = prior_free_logits(held_out.test_logits, held_out.expert_log_priors)
     expected = fit_calibration(u, held_out.targets, held_out.log_prior)
@@ -98,13 +98,13 @@ def test_the_file_beside_the_checkpoint_comes_first_where_it_fits(with_slice, ca
     printed = capsys.readouterr().out
     assert "standard error" in printed and f"Written: {path}" in printed
     path.write_text(json.dumps({**made, "a": 0.5, "source": "the file"}))
-    fits = trainer.load_run(with_slice, overrides={"averaged_views": 1})
+    fits = evaluation.load_run(with_slice, overrides={"averaged_views": 1})
     assert fits.calibration.a == 0.5 and fits.calibration_record.source == "the file"
     capsys.readouterr()
-    other_views = trainer.load_run(with_slice)
+    other_views = evaluation.load_run(with_slice)
     assert other_views.calibration.a != 0.5 and "held-out" in other_views.calibration_record.source
     printed = capsys.readouterr().out
-    assert "is for averaged_views 1 and not for 0 and is not used: make it anew with python -m utils.cal" in printed
+    assert "is for averaged_views 1 and not for 0 and is not used: make it anew with python -m com" in printed
     for content, reason in (
         (json.dumps({**made, "checkpoint_sha256": "00"}), "is of another network than the checkpoint is now"),
         (json.dumps({**made, "averaged_views": 0}), "is for averaged_views 0 and not for 1"),
@@ -113,46 +113,46 @@ def test_the_file_beside_the_checkpoint_comes_first_where_it_fits(with_slice, ca
         ("{", "cannot be read as a calibration"),
     ):
         path.write_text(content)
-        assert "held-out" in trainer.load_run(with_slice, overrides={"averaged_views": 1}).calibration_record.source
+        assert "held-out" in evaluation.load_run(with_slice, overrides={"averaged_views": 1}).calibration_record.source
         assert reason in capsys.readouterr().out
 
 
 def test_the_config_decides(with_slice):
-    off = trainer.adapt(trainer.load_run(with_slice, overrides=config_with(calibration=None)), names=NAMES)
+    off = evaluation.adapt(evaluation.load_run(with_slice, overrides=config_with(calibration=None)), names=NAMES)
     assert off.protocol.endswith(" Not calibrated.") and off.calibration is None
-    run = trainer.load_run(with_slice, overrides=config_with(calibration=[0.6, 0.1, 0.0]))
-    given = trainer.adapt(run, names=NAMES)
+    run = evaluation.load_run(with_slice, overrides=config_with(calibration=[0.6, 0.1, 0.0]))
+    given = evaluation.adapt(run, names=NAMES)
     assert given.distributions["uniform"].learning["calibration"] == [0.6, 0.1, 0.0]
     assert given.calibration["source"] == "numbers that were given" and given.calibration["images"] is None
     assert "Calibrated by a 0.600, b1 0.100, b2 0.000, from numbers that were given." in given.protocol
 
 
 def test_nothing_is_paid_where_no_calibration_is_taken(with_slice, monkeypatch):
-    run = trainer.load_run(with_slice, overrides=config_with(calibration=None))
+    run = evaluation.load_run(with_slice, overrides=config_with(calibration=None))
     monkeypatch.setattr(type(run.loader), "with_validation_images", None)  # it is not asked
-    trainer.evaluate(run, names=NAMES)
-    trainer.adapt(run, names=NAMES)
-    stability = trainer.adapt(run, lambda *priors: StabilityAggregator(*priors, epochs=1), names=["forward10"])
+    evaluation.evaluate(run, names=NAMES)
+    evaluation.adapt(run, names=NAMES)
+    stability = evaluation.adapt(run, lambda *priors: StabilityAggregator(*priors, epochs=1), names=["forward10"])
     assert "alibrated" not in stability.protocol and "calibration_record" not in vars(run)
 
 
 def test_from_python(with_slice):
-    run = trainer.load_run(with_slice, overrides=PRIOR)
-    by_hand = trainer.adapt(run, lambda *priors: PriorAggregator(*priors, calibration=run.calibration), names=NAMES)
-    by_config = trainer.adapt(run, names=NAMES)
+    run = evaluation.load_run(with_slice, overrides=PRIOR)
+    by_hand = evaluation.adapt(run, lambda *priors: PriorAggregator(*priors, calibration=run.calibration), names=NAMES)
+    by_config = evaluation.adapt(run, names=NAMES)
     assert by_hand.protocol == by_config.protocol and by_hand.calibration == run.calibration_record.to_json()
     assert by_hand.distributions == by_config.distributions
-    predicted = trainer.predict(run, run.loader.test_set.images[:30], run.make_aggregator)
+    predicted = evaluation.predict(run, run.loader.test_set.images[:30], run.make_aggregator)
     assert predicted.calibration == by_hand.calibration
-    assert trainer.predict(run, run.loader.test_set.images[:30]).calibration is None
+    assert evaluation.predict(run, run.loader.test_set.images[:30]).calibration is None
 
 
 def test_a_fit_that_fails_is_gone_without(with_slice, monkeypatch, capsys):
     def fails(*arguments):
         raise ValueError("nothing to learn")
 
-    monkeypatch.setattr("trainer.calibration.fit_calibration", fails)
-    assert trainer.load_run(with_slice).calibration is None
+    monkeypatch.setattr("evaluation.calibration.fit_calibration", fails)
+    assert evaluation.load_run(with_slice).calibration is None
     assert "nothing to learn. Going on without a calibration." in capsys.readouterr().out
     with pytest.raises(UserError, match="cannot be calibrated on .* nothing to learn"):
         run_calibrate(Options({}, with_slice))
@@ -160,14 +160,14 @@ def test_a_fit_that_fails_is_gone_without(with_slice, monkeypatch, capsys):
 
 
 def test_labeled_test_images_are_left_out_of_every_figure(last, tmp_path):
-    plain = trainer.load_run(last)
+    plain = evaluation.load_run(last)
     content = script("test_train_cifar").main(Options(PRIOR, last, output=tmp_path, calibrate_on_test=2))
     drawn = plain.labeled_draw(2)
     assert torch.bincount(plain.targets[drawn]).tolist() == [2] * 10
-    assert not np.array_equal(drawn, trainer.load_run(last, overrides={"seed": 5}).labeled_draw(2))
+    assert not np.array_equal(drawn, evaluation.load_run(last, overrides={"seed": 5}).labeled_draw(2))
     u = prior_free_logits(plain.test_logits[drawn], plain.expert_log_priors)
     expected = fit_calibration(u, plain.targets[drawn], plain.log_prior)
-    equal, distributions = trainer.evaluate(plain.calibrated_on_test(2)), plain.loader.test_distributions()
+    equal, distributions = evaluation.evaluate(plain.calibrated_on_test(2)), plain.loader.test_distributions()
     for name, entry in content["distributions"].items():
         own = np.setdiff1d(distributions[name], drawn)
         assert entry["images"] == len(own) == equal.distributions[name].images
@@ -179,7 +179,7 @@ def test_labeled_test_images_are_left_out_of_every_figure(last, tmp_path):
     assert "not comparable with published figures" in content["protocol"] and "not comparable" in equal.protocol
     assert content["remark"] == "20 labeled test images calibrate and are left out of every figure"
     assert "**20 labeled test images calibrate" in (tmp_path / "results.md").read_text()
-    assert trainer.evaluation.evaluate_test_set(plain.calibrated_on_test(2)).distributions["uniform"].images == 480
+    assert evaluation.evaluation.evaluate_test_set(plain.calibrated_on_test(2)).distributions["uniform"].images == 480
 
 
 def test_what_calibrate_on_test_refuses(last, tmp_path):
@@ -200,7 +200,7 @@ def test_what_calibrate_on_test_refuses(last, tmp_path):
 
 
 def test_command_line():
-    assert utils.calibrate.main is run_calibrate
+    assert commands.calibrate.main is run_calibrate
     options = parse("", ["-r", "a.pth", "--images", "list.txt", "--averaged_views", "4"], calibrating=True)
     assert options.images == Path("list.txt") and options.config == {"averaged_views": 4}
     options = parse(
@@ -250,7 +250,7 @@ def test_a_list_of_labeled_images_calibrates(listed, capsys):
     assert "1 classes have no labeled image: cat." in printed and record["classes_without_image"] == ("cat",)
     assert record["images"] == 5 and "labeled.txt" in record["source"]
     assert all(math.isfinite(error) for error in record["standard_errors"])
-    run = trainer.load_run(listed / "net.pth", overrides=PRIOR)
+    run = evaluation.load_run(listed / "net.pth", overrides=PRIOR)
     written = script("predict_folder").main(Options(PRIOR, listed / "net.pth", images=listed, output=listed / "out"))
     assert written["calibration"] == json.loads(json.dumps(record)) | {
         "standard_errors": record["standard_errors"],
@@ -263,7 +263,7 @@ def test_a_list_of_labeled_images_calibrates(listed, capsys):
 
 
 def test_absent_classes_do_not_compete(listed):
-    run = trainer.load_run(listed / "net.pth")
+    run = evaluation.load_run(listed / "net.pth")
     record = run.calibrate(listed / "labeled.txt")
     labeled = dataclasses.replace(run, loader=run.loader.with_labeled_images(listed / "labeled.txt"))
     labeled.test_logits[:, :, 2] += 50  # the class without an image, whatever its scores
@@ -288,12 +288,12 @@ def test_logits_that_are_not_finite_end_with_one_sentence(last, tmp_path, monkey
     ):
         with pytest.raises(UserError, match=message):
             script(job).main(Options(PRIOR, last, output=tmp_path / "out", **options))
-    run = trainer.load_run(last, overrides={"averaged_views": 1})
+    run = evaluation.load_run(last, overrides={"averaged_views": 1})
     for make in (None, StabilityAggregator, PriorAggregator):
         with pytest.raises(UserError, match="logits are not finite for 20 of 20 images"):
-            trainer.predict(run, run.loader.test_set.images[:20], make)
+            evaluation.predict(run, run.loader.test_set.images[:20], make)
     with pytest.raises(UserError, match="random views of test images"):
-        trainer.adaptation.two_view_logits(run.network, run.loader, np.arange(9), 0, run.device)
+        evaluation.adaptation.two_view_logits(run.network, run.loader, np.arange(9), 0, run.device)
 
 
 def test_not_more_than_ten_classes_are_named():

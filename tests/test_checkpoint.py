@@ -8,9 +8,9 @@ import types
 import pytest
 import torch
 
+from commands.convert_checkpoint import main
 from model.model import ResNet32Model
 from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256, write_together
-from utils.convert_checkpoint import main
 from utils.errors import UserError
 from utils.torch_file import REBUILT
 

@@ -13,14 +13,15 @@ from torch import nn
 
 import base.base_trainer
 from base.base_trainer import BaseTrainer, TrainerOptions
+from commands.command_line import parse
 from data_loader import data_loaders
 from data_loader.data_loaders import ListDataLoader
+from evaluation import load_run, predict
+from evaluation.adaptation import fit_all
+from evaluation.results import Predictions
 from tade import Aggregator
-from trainer import load_run, predict, trainer
-from trainer.adaptation import fit_all
-from trainer.command_line import parse
+from trainer import trainer
 from trainer.devices import device_name
-from trainer.results import Predictions
 from trainer.schedule import CustomLR
 from utils import seed
 from utils.checkpoint import load_checkpoint, save_checkpoint

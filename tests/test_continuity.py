@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import script, start_small_run
 
+from commands.command_line import Options, parse
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from data_loader.image_lists import ImageList
-from trainer import continuity, load_run, train
-from trainer.command_line import Options, parse
+from evaluation import load_run
+from trainer import continuity, train
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from trainer import adapt, load_run, train
+from evaluation import adapt, load_run
+from trainer import train
 from utils.parse_config import read_json
 
 MIDDLE = ["uniform", "backward2"]

@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trainer
+import evaluation
 from data_loader.class_profiles import distribution_indices
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
+from evaluation.adaptation import fit_all, follow_streams, log_learned, protocol_of, two_view_logits
+from evaluation.evaluation import Scorer, results_of, views_text
+from evaluation.results import DistributionResult
 from model.inference import inference_copy
+from model.logits import LogitsBuffer, expert_logits, selected
 from model.metric import top5_accuracy
 from model.model import ResNet32Model
 from tade import Aggregator, EMAggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
-from trainer.adaptation import fit_all, follow_streams, log_learned, protocol_of, two_view_logits
-from trainer.evaluation import Scorer, results_of, views_text
-from trainer.logits import LogitsBuffer, expert_logits, selected
-from trainer.results import DistributionResult
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -105,11 +105,11 @@ def test_selections_equal_a_pass_over_each_distribution(network):
 
 @pytest.fixture
 def plain_run(digits_run):
-    return trainer.load_run(digits_run["last"])
+    return evaluation.load_run(digits_run["last"])
 
 
 def views_of_run(digits_run, crops, **more):
-    return trainer.load_run(digits_run["last"], overrides={"averaged_views": crops, **more})
+    return evaluation.load_run(digits_run["last"], overrides={"averaged_views": crops, **more})
 
 
 def test_averaged_logits_are_the_mean_of_explicit_passes(digits_run, plain_run):
@@ -126,14 +126,14 @@ def test_without_averaged_views_nothing_changes(digits_run, plain_run, monkeypat
     monkeypatch.setattr(type(plain_run.loader), "mild_view_batches", None)  # none is asked for
     off = views_of_run(digits_run, 0)
     assert torch.equal(off.test_logits, plain_run.test_logits)
-    expected = trainer.evaluate(plain_run).to_json()
+    expected = evaluation.evaluate(plain_run).to_json()
     assert "averaged_views" not in expected["config"] and expected["protocol"] == (
         "Experts weighted equally (mean of their logits). One pass of the network over the un-augmented test images; "
         "every distribution is a selection of them."
     )
-    found = trainer.evaluate(off).to_json()
+    found = evaluation.evaluate(off).to_json()
     assert found["config"].pop("averaged_views") == 0 and found == expected
-    adapted = trainer.adapt(plain_run, CountsPredictions, names=["uniform"])
+    adapted = evaluation.adapt(plain_run, CountsPredictions, names=["uniform"])
     assert adapted.protocol.endswith("; predictions on un-augmented images.")
 
 
@@ -141,18 +141,18 @@ def test_every_figure_is_of_the_averaged_logits_and_the_protocol_says_so(digits_
     run = views_of_run(digits_run, 2)
     views = "3 averaged views of the test images (image, random crops: 2)"
     logits, all_images = run.test_logits, np.arange(500)
-    equal = trainer.evaluate(run, names=["uniform"])
+    equal = evaluation.evaluate(run, names=["uniform"])
     assert f"One pass of the network over each of {views};" in equal.protocol
     assert equal.config["averaged_views"] == 2
     expected = Scorer(logits, run.targets, run.cls_num_list).score_equal_weights(all_images)
     result = equal.distributions["uniform"]
     assert (result.top1, result.experts_top1) == (expected.top1, expected.experts_top1)
     for make in (CountsPredictions, StabilityAggregator):  # strong views come as before where they are wanted
-        adapted = trainer.adapt(run, make, names=["uniform"])
+        adapted = evaluation.adapt(run, make, names=["uniform"])
         assert adapted.protocol.endswith(f"; predictions on {views}.")
         assert adapted.distributions["uniform"].equal_weights_top1 == expected.top1
         assert adapted.distributions["uniform"].experts_top1 == expected.experts_top1
-    predicted = trainer.predict(run, run.loader.test_set.images)
+    predicted = evaluation.predict(run, run.loader.test_set.images)
     torch.testing.assert_close(predicted.log_probabilities, torch.log_softmax(logits.mean(1), 1), atol=1e-5, rtol=0)
 
 
@@ -270,51 +270,51 @@ class CountsPredictions(Aggregator):
 
 
 def test_an_aggregator_without_views_or_weights_goes_all_the_way(digits_run, monkeypatch):
-    run = trainer.load_run(digits_run["last"])
+    run = evaluation.load_run(digits_run["last"])
     monkeypatch.setattr(type(run.loader), "two_view_batches", None)  # no pass is paid for views
-    results = trainer.adapt(run, CountsPredictions, names=["forward10", "uniform"])
+    results = evaluation.adapt(run, CountsPredictions, names=["forward10", "uniform"])
     assert list(results.distributions) == ["forward10", "uniform"] and "CountsPredictions" in results.protocol
     entry = results.to_json()["distributions"]["uniform"]
     assert "weights" not in entry and len(entry["learning"]["prior"]) == 10 and entry["equal_weights_top1"] > 30
     json.dumps(results.to_json(), allow_nan=False)
     assert "w1" not in results.table()
     with pytest.raises(UserError, match="CountsPredictions needs a whole test set: leave --stream out"):
-        trainer.adapt(run, CountsPredictions, stream=True)
+        evaluation.adapt(run, CountsPredictions, stream=True)
 
 
 def test_from_python_without_a_command_line(digits_run):
-    run = trainer.load_run(digits_run["last"], device="cpu", overrides={"seed": 3})
+    run = evaluation.load_run(digits_run["last"], device="cpu", overrides={"seed": 3})
     assert run.num_experts == 3 and run.expert_log_priors.shape == (3, 10) and run.seed == 3
     torch.testing.assert_close(run.expert_log_priors[1], torch.zeros(10))
     torch.testing.assert_close(run.log_prior.exp() * sum(run.cls_num_list), torch.tensor(run.cls_num_list).float())
-    equal = trainer.evaluate(run, names=["backward10"]).distributions["backward10"]
-    learned = trainer.adapt(run, StabilityAggregator, names=["backward10"]).distributions["backward10"]
+    equal = evaluation.evaluate(run, names=["backward10"]).distributions["backward10"]
+    learned = evaluation.adapt(run, StabilityAggregator, names=["backward10"]).distributions["backward10"]
     assert learned.equal_weights_top1 == equal.top1 and sum(learned.weights) == pytest.approx(1)
     with pytest.raises(UserError, match='Unknown test distribution "backward11": did you mean "backward10"'):
-        trainer.evaluate(run, names=["backward11"])
+        evaluation.evaluate(run, names=["backward11"])
     with pytest.raises(UserError, match="names is empty"):
-        trainer.adapt(run, StabilityAggregator, names=[])
-    assert list(trainer.evaluate(run, names="uniform").distributions) == ["uniform"]
+        evaluation.adapt(run, StabilityAggregator, names=[])
+    assert list(evaluation.evaluate(run, names="uniform").distributions) == ["uniform"]
 
 
 def test_predicting_images_in_memory(digits_run):
-    run = trainer.load_run(digits_run["last"])
+    run = evaluation.load_run(digits_run["last"])
     images = run.loader.test_set.images[:20]
-    plain = trainer.predict(run, images)
+    plain = evaluation.predict(run, images)
     torch.testing.assert_close(
         plain.log_probabilities, torch.log_softmax(run.test_logits[:20].mean(1), 1), atol=1e-4, rtol=0
     )
     assert list(plain.table())[:3] == ["path", "class", "probability"] and plain.learning == {}
-    adapted = trainer.predict(run, images, StabilityAggregator)
+    adapted = evaluation.predict(run, images, StabilityAggregator)
     assert adapted.log_probabilities.shape == (20, 10) and len(adapted.learning["weights"]) == 3
-    streamed = trainer.predict(run, images, StabilityAggregator, stream=True, stream_batch=8)
+    streamed = evaluation.predict(run, images, StabilityAggregator, stream=True, stream_batch=8)
     assert len(streamed.names) == 20 and streamed.learning["weights"] != adapted.learning["weights"]
     with pytest.raises(UserError):
-        trainer.predict(run, "photos")
+        evaluation.predict(run, "photos")
 
 
 def test_the_checkpoint_is_read_once(digits_run, monkeypatch):
-    import trainer.loaded_run as module
+    import evaluation.loaded_run as module
 
     calls, original = [], module.load_checkpoint
 
@@ -323,19 +323,19 @@ def test_the_checkpoint_is_read_once(digits_run, monkeypatch):
         return original(path)
 
     monkeypatch.setattr(module, "load_checkpoint", counted)
-    trainer.load_run(digits_run["last"])
+    evaluation.load_run(digits_run["last"])
     assert len(calls) == 1
 
 
 def test_only_an_oracle_could_see_a_label(digits_run):
     """What an aggregator learns does not change when every test label does."""
     short = {"aggregator": {"type": "StabilityAggregator", "args": {"epochs": 2}}}
-    run, shuffled = (trainer.load_run(digits_run["last"], overrides=short) for _ in range(2))
+    run, shuffled = (evaluation.load_run(digits_run["last"], overrides=short) for _ in range(2))
     distributions = run.loader.test_distributions()
     shuffled.loader.test_distributions = lambda: distributions  # the same images, their labels hidden
     images, targets = shuffled.loader.test_set
     shuffled.loader.test_set = type(shuffled.loader.test_set)(images, targets[torch.randperm(len(targets))])
-    one, other = (trainer.adapt(r, names=["backward10"]).distributions["backward10"] for r in (run, shuffled))
+    one, other = (evaluation.adapt(r, names=["backward10"]).distributions["backward10"] for r in (run, shuffled))
     assert one.weights == other.weights and one.learning == other.learning and one.top1 != other.top1
 
 
@@ -375,11 +375,12 @@ def test_the_protocol_says_how_it_was_learned():
 
 
 def test_results_name_the_aggregator_that_the_config_chose(digits_run):
-    run = trainer.load_run(digits_run["last"], overrides={"aggregator": {"type": "EMAggregator", "args": {"steps": 3}}})
-    chosen = trainer.adapt(run, names=["uniform"])
+    section = {"aggregator": {"type": "EMAggregator", "args": {"steps": 3}}}
+    run = evaluation.load_run(digits_run["last"], overrides=section)
+    chosen = evaluation.adapt(run, names=["uniform"])
     assert chosen.config["aggregator"] == {"type": "EMAggregator", "args": {"steps": 3}}
-    run = trainer.load_run(digits_run["last"])
-    assert "aggregator" not in trainer.adapt(run, EMAggregator, names=["uniform"]).config  # not the config's
+    run = evaluation.load_run(digits_run["last"])
+    assert "aggregator" not in evaluation.adapt(run, EMAggregator, names=["uniform"]).config  # not the config's
 
 
 def test_what_is_left_out_is_remarked():

@@ -17,12 +17,12 @@ import torch
 from conftest import ROOT, script
 
 import model.model
+from commands.command_line import Options
+from deploy.export import FORMATS, Exporter, check_packages, onnx_runner
+from deploy.model_card import figures_of, model_card
+from evaluation.loaded_run import load_run
+from evaluation.prediction import predict, with_images
 from tade import PriorAggregator
-from trainer.command_line import Options
-from trainer.export import FORMATS, Exporter, check_packages, onnx_runner
-from trainer.loaded_run import load_run
-from trainer.model_card import figures_of, model_card
-from trainer.prediction import predict, with_images
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError

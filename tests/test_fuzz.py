@@ -21,17 +21,17 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from test_choices import Scripted
 
+from commands.command_line import parse
+from commands.convert_checkpoint import describe
+from commands.make_data_txt import from_folder
 from data_loader.class_folders import SplitOptions
 from data_loader.data_loaders import ListDataLoader
 from data_loader.image_folders import image_suffixes, is_leftover
 from data_loader.image_lists import ImageList
-from trainer.command_line import parse
 from trainer.registry import make_config
 from trainer.training import training_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.convert_checkpoint import describe
 from utils.errors import UserError
-from utils.make_data_txt import from_folder
 from utils.parse_config import merge, parse_assignment, read_json
 from utils.torch_file import Restricted, StorageType
 

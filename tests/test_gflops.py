@@ -5,7 +5,7 @@ import torch
 from conftest import ROOT, call_script
 from torch.utils.flop_counter import FlopCounterMode
 
-from comparison.cost import cost_of
+from commands.gflops import cost_of
 from model.cost import count_macs
 from model.model import ResNet10Model
 from trainer.registry import make_config

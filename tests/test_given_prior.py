@@ -4,10 +4,10 @@ import pytest
 import torch
 from conftest import script
 
-import trainer
+import evaluation
+from commands.command_line import Options, parse
+from evaluation.given_prior import read_prior
 from tade import EMAggregator, GivenPriorAggregator, MAPEMAggregator, PriorAggregator
-from trainer.command_line import Options, parse
-from trainer.given_prior import read_prior
 from utils.errors import UserError
 
 COUNTS = [120, 60, 6]
@@ -87,9 +87,9 @@ def test_the_flag_of_the_scripts(digits_run, tmp_path):
     content = script("test_train_cifar").main(
         Options(options.config, options.checkpoint, output=tmp_path, prior=options.prior)
     )
-    run = trainer.load_run(digits_run["last"])
+    run = evaluation.load_run(digits_run["last"])
     counts = torch.tensor(run.cls_num_list, dtype=torch.float64)
-    by_hand = trainer.adapt(run, lambda *priors: GivenPriorAggregator(*priors, prior=run.cls_num_list))
+    by_hand = evaluation.adapt(run, lambda *priors: GivenPriorAggregator(*priors, prior=run.cls_num_list))
     for name, entry in content["distributions"].items():
         assert entry["learning"]["prior"] == pytest.approx((counts / counts.sum()).tolist(), abs=1e-6)
         assert entry["top1"] == by_hand.distributions[name].top1
@@ -101,20 +101,20 @@ def test_the_flag_of_the_scripts(digits_run, tmp_path):
 
 def test_a_calibration_of_the_config_stays(digits_run):
     section = {"aggregator": {"type": "PriorAggregator", "args": {"calibration": [0.5, 0.0, 0.0], "bound": 2.0}}}
-    run = trainer.with_prior(trainer.load_run(digits_run["last"], overrides=section), "uniform")
+    run = evaluation.with_prior(evaluation.load_run(digits_run["last"], overrides=section), "uniform")
     assert run.config["aggregator"]["args"] == {"calibration": [0.5, 0.0, 0.0], "prior": [1.0] * 10}
-    predicted = trainer.predict(run, run.loader.test_set.images[:5], run.make_aggregator)
+    predicted = evaluation.predict(run, run.loader.test_set.images[:5], run.make_aggregator)
     assert predicted.learning["prior"] == pytest.approx([0.1] * 10) and predicted.calibration["a"] == 0.5
 
 
 def test_the_oracle_is_a_bound_and_says_so(digits_run):
-    run = trainer.load_run(digits_run["last"])
-    results = trainer.adapt_oracle(run, ["forward50", "backward50"])
+    run = evaluation.load_run(digits_run["last"])
+    results = evaluation.adapt_oracle(run, ["forward50", "backward50"])
     assert "a bound, uses the labels" in results.protocol and "bound" in results.remark
     own = torch.bincount(run.targets[run.loader.test_distributions()["backward50"]], minlength=10).double()
     learning = results.distributions["backward50"].learning
     assert learning["prior"] == pytest.approx((own / own.sum()).tolist(), abs=1e-6)
-    uniform = trainer.adapt(run, lambda *p: GivenPriorAggregator(*p, prior=[1] * 10), names=["forward50"])
+    uniform = evaluation.adapt(run, lambda *p: GivenPriorAggregator(*p, prior=[1] * 10), names=["forward50"])
     assert results.distributions["forward50"].top1 > uniform.distributions["forward50"].top1
 
 
@@ -125,22 +125,22 @@ def test_no_aggregator_but_the_oracle_sees_a_label(digits_run, kind, monkeypatch
     predictions = {}
 
     def adapted(shuffle: bool):
-        run = trainer.load_run(digits_run["last"])
+        run = evaluation.load_run(digits_run["last"])
         distributions = run.loader.test_distributions()
         run.loader.test_distributions = lambda: distributions  # the same images
         if shuffle:
             run.targets = run.targets[torch.randperm(len(run.targets), generator=torch.Generator().manual_seed(0))]
-        scores, score = [], trainer.evaluation.Scorer.score
+        scores, score = [], evaluation.evaluation.Scorer.score
 
         def witness(self, indices, scored):
             scores.append(scored)
             return score(self, indices, scored)
 
-        monkeypatch.setattr(trainer.evaluation.Scorer, "score", witness)
+        monkeypatch.setattr(evaluation.evaluation.Scorer, "score", witness)
         if kind is None:
-            results = trainer.adapt_oracle(run, ["backward10"])
+            results = evaluation.adapt_oracle(run, ["backward10"])
         else:
-            results = trainer.adapt(run, kind, names=["backward10"])
+            results = evaluation.adapt(run, kind, names=["backward10"])
         monkeypatch.undo()
         predictions[shuffle] = scores[0]
         return results.distributions["backward10"]

@@ -137,7 +137,7 @@ READ_ALL = """
 import json, resource, sys
 sys.path[:0] = [{root!r}]
 import torch
-from trainer import load_run
+from evaluation import load_run
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 

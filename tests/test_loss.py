@@ -8,6 +8,7 @@ from conftest import GOLDEN, golden_json
 
 import model.loss
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
+from evaluation.loaded_run import carried_log_priors
 from model.loss import (
     BalancedSoftmaxLoss,
     CrossEntropyLoss,
@@ -23,7 +24,6 @@ from model.loss import (
     inverse_prior,
     ldam_margins,
 )
-from trainer.loaded_run import carried_log_priors
 from trainer.registry import make_config
 
 VALUES = golden_json("losses.json")

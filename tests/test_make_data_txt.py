@@ -12,14 +12,14 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from commands import make_data_txt
+from commands.command_line import parse
+from commands.make_data_txt import main
 from data_loader.class_profiles import distribution_counts
 from data_loader.image_lists import ImageList
 from trainer.build import build_loader
-from trainer.command_line import parse
 from trainer.training import training_config
-from utils import make_data_txt
 from utils.errors import UserError
-from utils.make_data_txt import main
 
 MANIFEST = json.loads(make_data_txt.MANIFEST.read_text())["files"]
 RATIOS = (50, 25, 10, 5, 2)

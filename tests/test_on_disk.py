@@ -13,14 +13,15 @@ import torch
 from conftest import ROOT, script
 from PIL import Image
 
+from commands.command_line import Options
 from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Places_LT
 from data_loader.image_lists import ImageList, decode, list_folder, to_tensor
 from data_loader.samplers import balanced_order
 from data_loader.tensor_transforms import normalize
-from trainer import adapt, load_run, train
-from trainer.command_line import Options
-from trainer.evaluation import chosen_distributions
-from trainer.results import Predictions
+from evaluation import adapt, load_run
+from evaluation.evaluation import chosen_distributions
+from evaluation.results import Predictions
+from trainer import train
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.parse_config import read_json

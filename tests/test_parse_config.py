@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import ROOT
 
+from commands.command_line import parse
+from commands.jobs import RECOMMENDED
 from data_loader.data_loaders import ListDataLoader
-from trainer.build import aggregator_maker, build_loss, build_network, parameter_groups
-from trainer.command_line import parse
-from trainer.jobs import RECOMMENDED
+from evaluation.aggregators import aggregator_maker
+from trainer.build import build_loss, build_network, parameter_groups
 from trainer.registry import COMPONENTS, changed_config, make_config
 from trainer.training import training_config
 from utils.errors import UserError

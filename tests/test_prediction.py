@@ -18,18 +18,18 @@ import torch
 from conftest import ROOT, script
 from PIL import Image
 
-import trainer
+import evaluation
+from commands.command_line import Options, parse
+from commands.jobs import RECOMMENDED
 from data_loader.image_lists import ImageList
+from deploy.prediction_files import FORMATS, paths_in
+from deploy.watch import Inbox, watch
+from evaluation import predict_stream
+from evaluation.loaded_run import load_run
+from evaluation.prediction import PredictionStream, predict, with_images
+from evaluation.results import CheckpointRecord, Predictions
 from tade import Aggregator, EMAggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
-from trainer import predict_stream
-from trainer.command_line import Options, parse
-from trainer.jobs import RECOMMENDED
-from trainer.loaded_run import load_run
-from trainer.prediction import PredictionStream, predict, with_images
-from trainer.prediction_files import FORMATS, paths_in
 from trainer.registry import make_config
-from trainer.results import CheckpointRecord, Predictions
-from trainer.watch import Inbox, watch
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -121,8 +121,8 @@ def test_what_needs_the_data_says_so(digits_run, tmp_path):
     run = load_run(digits_run["last"], "cpu", data=False)
     listed = load_run(list_checkpoint(tmp_path), "cpu", data=False)
     for needing in (
-        lambda: trainer.evaluate(run),
-        lambda: trainer.evaluate(listed),
+        lambda: evaluation.evaluate(run),
+        lambda: evaluation.evaluate(listed),
         lambda: run.test_logits,
         lambda: listed.test_logits,
         lambda: run.loader.train_set,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tade
+from evaluation.adaptation import fit_all, follow_streams
 from tade import (
     Aggregator,
     BBSEAggregator,
@@ -18,7 +19,6 @@ from tade import (
     prior_free_logits,
 )
 from tade.asymmetry import stability_asymmetry
-from trainer.adaptation import fit_all, follow_streams
 from trainer.registry import AGGREGATORS, make_config
 
 CLASSES = 20

@@ -16,11 +16,11 @@ from conftest import ROOT
 from test_on_disk import folder  # noqa: F401 (a fixture)
 from torch import nn
 
+from commands.command_line import Options
+from commands.jobs import run_predict_folder, run_test_all, run_test_train
 from model.model import ResNet32Model
 from model.sync_batchnorm import SyncBatchNorm2d, synchronize_batch_norm
 from trainer import train
-from trainer.command_line import Options
-from trainer.jobs import run_predict_folder, run_test_all, run_test_train
 from trainer.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 from utils.parse_config import read_json
@@ -69,8 +69,8 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from test_processes import ADAPTING, VIEWS, double_precision
 from trainer import train
-from trainer.command_line import Options
-from trainer.jobs import run_predict_folder, run_test, run_test_all, run_test_train
+from commands.command_line import Options
+from commands.jobs import run_predict_folder, run_test, run_test_all, run_test_train
 from trainer.trainer import Trainer
 from utils import distributed
 from utils.checkpoint import load_checkpoint

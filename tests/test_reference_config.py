@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import ROOT, script
 
+from commands.command_line import parse
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 from data_loader.datasets import ImageSet
-from trainer import adapt, load_run
-from trainer.build import aggregator_maker, parameter_groups
-from trainer.command_line import parse
+from evaluation import adapt, load_run
+from evaluation.aggregators import aggregator_maker
+from trainer.build import parameter_groups
 from trainer.registry import COMPONENTS, make_config
 from trainer.training import training_config
 from utils.checkpoint import load_checkpoint

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from comparison.page import Cell, Evaluated, comparison_page, verdict
 from comparison.tables import cost_table, records
-from trainer import evaluation_page, prediction_page
-from trainer.evaluation import Scorer
-from trainer.outcomes import Outcomes
-from trainer.results import CheckpointRecord, Predictions, Results, save_results
-from utils.charts import linear_ticks, log_ticks
+from evaluation.evaluation import Scorer
+from evaluation.outcomes import Outcomes
+from evaluation.results import CheckpointRecord, Predictions, Results
+from report import evaluation_page, prediction_page
+from report.charts import linear_ticks, log_ticks
+from report.save import save_results
 
 EVIL = "<script>document.title='gone'</script>"
 CHECKPOINT = CheckpointRecord("runs/<b>last</b>.pth", "ab" * 32, 3, "the last so far", {"labels": "cd" * 16})

@@ -8,10 +8,11 @@ from conftest import ROOT
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainer.results import CheckpointRecord, DistributionResult, Results, save_results
+from evaluation.results import CheckpointRecord, DistributionResult, Results
+from report.save import save_results
+from report.tables import REPORTS, console_table, figures, markdown_table
 from trainer.run_folder import job_of, results_folder
 from utils.errors import UserError
-from utils.report import REPORTS, console_table, figures, markdown_table
 
 ENTRY = {
     "images": 10,

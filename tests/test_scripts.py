@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import ROOT, call_script, run_script, script
 
+from commands.command_line import Options, parse
+from commands.command_line import run_script as run_as_script
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer import train
-from trainer.command_line import Options, parse
-from trainer.command_line import run_script as run_as_script
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError

@@ -11,13 +11,14 @@ import torch
 from conftest import ROOT
 from test_on_disk import COUNTS, folder, make  # noqa: F401 (a fixture)
 
+from commands.command_line import Options
+from commands.convert_checkpoint import describe
+from commands.jobs import run_test
 from data_loader.on_disk import ListDataLoader
-from trainer import load_run, train
-from trainer.command_line import Options
-from trainer.jobs import run_test
+from evaluation import load_run
+from trainer import train
 from trainer.trainer import Trainer
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.convert_checkpoint import describe
 from utils.errors import Interrupted, UserError
 from utils.lock import locked
 from utils.signals import STOPPING, StopSignals

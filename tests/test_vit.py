@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 
 import model.backbones.timm_trunk
+from commands import gflops
 from model.backbones.timm_trunk import import_timm
 from model.cost import count_macs
 from model.freeze import freeze
@@ -16,7 +17,6 @@ from model.inference import inference_copy
 from model.loss import DiverseExpertLoss
 from model.model import TimmModel, ViTModel
 from model.pretrained import start_from
-from utils import gflops
 from utils.errors import UserError
 
 needs_timm = pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="timm is not installed")

@@ -5,8 +5,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from trainer.evaluation import evaluate_test_set
-from trainer.loaded_run import load_run
+from evaluation.evaluation import evaluate_test_set
+from evaluation.loaded_run import load_run
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, load_weights, sha256
 

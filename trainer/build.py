@@ -1,6 +1,5 @@
-"""From a checked config to objects: data loader, network, loss, optimizer, aggregator."""
+"""From a checked config to objects: data loader, network, loss, optimizer."""
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,13 +12,11 @@ from base.base_data_loader import BaseDataLoader, TrainedOn
 from base.base_model import BaseModel
 from model.loss import Loss
 from model.pretrained import read_weights, start_from
-from tade import Aggregator, Calibration
-from trainer.registry import AGGREGATORS, METRICS, make_config
+from trainer.registry import METRICS
 from utils import distributed
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser
-from utils.reference_config import published_aggregator
 from utils.torchvision_import import torchvision
 
 TORCHVISION_NAMES = {
@@ -154,41 +151,3 @@ def check_schedule(config: ConfigParser) -> None:
         scheduler.step()
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise UserError(f'Config section "lr_scheduler" ({type(scheduler).__name__}): {error}.') from error
-
-
-AggregatorMaker = Callable[[Tensor, Tensor], Aggregator]
-"""(expert_log_priors [E, C], log_prior [C]) -> an aggregator that has learned nothing yet."""
-
-
-def aggregator_section(config: Mapping | ConfigParser) -> dict:
-    """What the config says of aggregation; the published method where it says nothing."""
-    return config.get("aggregator") or published_aggregator({"data_loader": config.get("data_loader")})
-
-
-def wants_calibration(config: ConfigParser) -> bool:
-    """Whether the config's aggregator takes a calibration and the config gives none, not even null."""
-    section = aggregator_section(config)
-    takes = "calibration" in inspect.signature(AGGREGATORS[section["type"]]).parameters
-    return takes and "calibration" not in section.get("args", {})
-
-
-def aggregator_maker(
-    config: ConfigParser, calibration: Callable[[], Calibration | None] | None = None
-) -> AggregatorMaker:
-    """What makes the config's aggregator, its weights learned by the config's optimizer, if any.
-
-    Args:
-        config: of the run.
-        calibration: asked only where the aggregator takes one and the config gives none.
-    """
-    chosen = make_config({**config.config, "aggregator": aggregator_section(config)})
-
-    def make(expert_log_priors: Tensor, log_prior: Tensor) -> Aggregator:
-        supplied: dict[str, object] = {"expert_log_priors": expert_log_priors, "log_prior": log_prior}
-        if calibration and wants_calibration(chosen):
-            supplied["calibration"] = calibration()
-        if "optimizer" in chosen:
-            supplied["make_optimizer"] = lambda parameters: chosen.build("optimizer", parameters)
-        return chosen.build("aggregator", **supplied)
-
-    return make

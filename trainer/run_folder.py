@@ -10,11 +10,11 @@ from utils import distributed
 from utils.bad_images import FILE_NAME
 from utils.checkpoint import load_checkpoint, whole_epochs, write_atomically
 from utils.errors import UserError
+from utils.files import make_folder
 from utils.lock import NAME as LOCK
 from utils.lock import locked
 from utils.logger import file_log, get_logger
 from utils.parse_config import ConfigParser
-from utils.report import make_folder
 
 
 def choose_run_dir(

@@ -13,9 +13,9 @@ from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer, StopRequested, TrainerOptions
 from model.fused_norm import fuse_batch_norm
 from model.inference import inference_copy
+from model.logits import expert_logits
 from model.metric import accuracy, shot_group_accuracy, shot_groups
 from trainer.devices import parallel
-from trainer.logits import expert_logits
 from trainer.precision import AUTOCAST
 from utils import distributed
 from utils.bad_images import FILE_NAME, BadImage, bad_images_sentence, write_list

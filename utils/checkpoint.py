@@ -1,6 +1,6 @@
 """Checkpoints: tensors and plain containers only, written whole or not at all, read without running anything.
 
-`python -m utils.convert_checkpoint` says what is in one, and converts it.
+`python -m commands.convert_checkpoint` says what is in one, and converts it.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from trainer.loaded_run import LoadedRun
+from evaluation.loaded_run import LoadedRun
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 

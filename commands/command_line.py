@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainer.adaptation import STREAM_BATCH
-from trainer.export import FORMATS as EXPORTED
-from trainer.prediction_files import FORMATS
+from deploy.export import FORMATS as EXPORTED
+from deploy.prediction_files import FORMATS
+from evaluation.adaptation import STREAM_BATCH
 from utils import distributed
 from utils.errors import UserError
 from utils.parse_config import parse_assignment, read_json
@@ -57,13 +57,13 @@ class Options:
         output: folder for results, or None for one beside the checkpoint.
         stream: images arrive in batches of `stream_batch`.
         images: folder of images to predict; or the labeled images to calibrate on, a list file or a folder.
-        prior: a known test prior, see trainer.given_prior.read_prior.
+        prior: a known test prior, see evaluation.given_prior.read_prior.
         top_k: likeliest classes to write of every image.
-        format: of the tables of predictions, see trainer.prediction_files.FORMATS.
+        format: of the tables of predictions, see deploy.prediction_files.FORMATS.
         state: file that keeps what was learned of a stream from one run to the next.
         watch: predict images that appear in the folder, until told to stop.
         poll: seconds between two looks at the folder.
-        formats: to export to, see trainer.export.FORMATS.
+        formats: to export to, see deploy.export.FORMATS.
         calibrate_on_test: labeled test images a class to calibrate on and to leave out; 0 for none.
     """
 

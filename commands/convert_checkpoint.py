@@ -1,8 +1,8 @@
 """What is in a checkpoint, and the same in another format.
 
-python -m utils.convert_checkpoint inspect FILE.pth                  what is in it, whoever wrote it
-python -m utils.convert_checkpoint convert IN.pth OUT.pth            the reference's or RIDE's -> ours, or back
-python -m utils.convert_checkpoint convert IN.pth OUT.pth --to tade  weights and description alone, to share
+python -m commands.convert_checkpoint inspect FILE.pth                  what is in it, whoever wrote it
+python -m commands.convert_checkpoint convert IN.pth OUT.pth            the reference's or RIDE's -> ours, or back
+python -m commands.convert_checkpoint convert IN.pth OUT.pth --to tade  weights and description alone, to share
 """
 
 import argparse

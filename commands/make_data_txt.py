@@ -1,9 +1,9 @@
 """List files: bring in the published ones, generate test distributions, check images, list a folder of class folders.
 
-python -m utils.make_data_txt import FOLDER_OR_URL             published lists -> data_txt/, checked
-python -m utils.make_data_txt generate TRAIN.txt TEST.txt OUT  OUT/uniform.txt, forward50.txt, ..., backward50.txt
-python -m utils.make_data_txt check LIST.txt DATA_DIR          every image there and whole? class counts, shot groups
-python -m utils.make_data_txt from-folder FOLDER OUT           FOLDER/CLASS/*.jpg -> OUT/train.txt, OUT/test.txt
+python -m commands.make_data_txt import FOLDER_OR_URL             published lists -> data_txt/, checked
+python -m commands.make_data_txt generate TRAIN.txt TEST.txt OUT  OUT/uniform.txt, forward50.txt, ..., backward50.txt
+python -m commands.make_data_txt check LIST.txt DATA_DIR          every image there and whole? class counts, shot groups
+python -m commands.make_data_txt from-folder FOLDER OUT           FOLDER/CLASS/*.jpg -> OUT/train.txt, OUT/test.txt
 """
 
 import argparse
@@ -27,12 +27,13 @@ from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, distribution_indices
 from data_loader.file_check import check_listed_files, find_bad_images
 from data_loader.image_lists import ImageList
 from model.metric import shot_groups
+from report.tables import png
 from utils.bad_images import bad_images_sentence
 from utils.bad_images import write_list as write_bad_images
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, printable
+from utils.files import make_folder
 from utils.logger import get_logger, progress
-from utils.report import make_folder, png
 
 MANIFEST = Path(__file__).resolve().parents[1] / "data_txt" / "manifest.json"
 SHOWN_CLASSES = 120  # rows of a table

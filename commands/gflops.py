@@ -1,6 +1,6 @@
 """Parameters and multiply-adds (MACs) of the networks that configs describe.
 
-  python -m utils.gflops -c configs/config_cifar100_ir100_tade.json [MORE.json ...]
+  python -m commands.gflops -c configs/config_cifar100_ir100_tade.json [MORE.json ...]
 
 Counted for one image: every convolution and linear layer with its multiply-adds (biases are free), the cosine
 classifier like a linear layer (its two normalizations are free), batch norm with two operations an element. Not
@@ -14,10 +14,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from comparison.cost import cost_of, image_size
-from trainer.registry import make_config
+from model.cost import count_macs
+from trainer.registry import COMPONENTS, make_config
 from utils.errors import UserError
-from utils.parse_config import read_json
+from utils.parse_config import ConfigParser, read_json
+
+
+def image_size(config: ConfigParser) -> int:
+    """Side of the images that the config's data loader gives, in pixels, without building it."""
+    loader = COMPONENTS["data_loader"][config["data_loader"]["type"]]
+    return config["data_loader"].get("args", {}).get("image_size", getattr(loader, "image_size", 224))
+
+
+def cost_of(config: ConfigParser) -> pd.DataFrame:
+    """`count_macs` of the network that a config describes."""
+    return count_macs(config.build("arch"), image_size(config))
 
 
 def format_cost(table: pd.DataFrame) -> str:

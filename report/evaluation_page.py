@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.outcomes import Outcomes, Thumbnails
 from model.metric import calibration_error, reliability
-from trainer.outcomes import Outcomes, Thumbnails
-from utils.charts import Chart, Series, line_chart, reliability_chart, scatter_chart, share_chart
-from utils.html_page import THUMBNAIL, Picture, render
+from report.charts import Chart, Series, line_chart, reliability_chart, scatter_chart, share_chart
+from report.html_page import THUMBNAIL, Picture, render
 
 JOBS = {"test": "Evaluation", "test_all": "Evaluation", "test_train": "Adaptation"}
 METHODS = {

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from trainer.evaluation_page import evaluation_page
-from trainer.outcomes import Outcomes, Thumbnails
-from utils import distributed
+from evaluation.outcomes import Outcomes, Thumbnails
 from utils.bad_images import BadImage
-from utils.logger import TensorBoardLog, get_logger
-from utils.report import console_table, markdown_table, short_table, write_reports
 
 Value = float | None | list[float | None]
+
+
+#: Columns that stand in results.csv and not on the console, unless a config names the metric.
+DETAILS = ("balanced_accuracy", "macro_f1", "expected_calibration_error", "difference") + tuple(
+    f"{name} {end}" for name in ("top1", "difference") for end in ("low", "high")
+)
+
+
+def short_table(table: pd.DataFrame, config: Mapping) -> pd.DataFrame:
+    """A table without the columns of DETAILS that the config's `metrics` do not name."""
+    hidden = set(DETAILS) - set(config.get("metrics") or [])
+    return table[[column for column in table if column not in hidden]]
 
 
 @dataclass
@@ -274,37 +281,3 @@ class ClassCounts:
         return ClassCounts(
             self.expected + other.expected, self.predicted + other.predicted, self.equal_weights + other.equal_weights
         )
-
-
-def save_results(results: Results, folder: Path, job: str) -> dict[str, Any]:
-    """Write every report of utils/report.py and TensorBoard's file into a folder, and show the table.
-
-    Of several processes the first one writes.
-
-    Returns:
-        The content of results.json.
-    """
-    content, table = {"job": job, **results.to_json()}, results.table()
-
-    def write() -> list[Path]:
-        outcomes = {name: (r.outcomes, r.equal_outcomes) for name, r in results.distributions.items() if r.outcomes}
-        page = evaluation_page(content, outcomes, results.thumbnails)
-        return write_reports(folder, content, results.full_table(), {"report.html": page})
-
-    files = distributed.by_first_process(write)
-    checkpoint = results.checkpoint
-    get_logger().info(
-        f"\n{results.protocol}\n{checkpoint.path}, epoch {checkpoint.epoch} ({checkpoint.selected_by})\n\n"
-        f"{console_table(table)}\n\nWritten: {', '.join(str(file) for file in files)}"
-    )
-    board = TensorBoardLog(folder)
-    board.text(job, f"{results.protocol}\n\n{markdown_table(table)}")
-    for name, result in results.distributions.items():
-        board.scalars({f"top1 {job}/{name}": result.top1}, checkpoint.epoch or 0)
-        for step, weights in enumerate((result.learning or {}).get("weights_after_pass", [])):
-            board.scalars({f"{job}_weights_{name}/expert{e + 1}": w for e, w in enumerate(weights)}, step)
-    for file in files:
-        if file.suffix == ".png":
-            board.picture(f"{job}/{file.stem}", file)
-    board.close()
-    return content

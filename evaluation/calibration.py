@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.results import CheckpointRecord
 from tade import Calibration, fit_calibration, prior_free_logits
-from trainer.results import CheckpointRecord
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 from utils.logger import get_logger
@@ -149,7 +149,7 @@ def stored_calibration(checkpoint: CheckpointRecord, averaged_views: int) -> Cal
         else:
             return record
     get_logger().warning(
-        f"{path} {reason} and is not used: make it anew with python -m utils.calibrate -r {checkpoint.path} "
+        f"{path} {reason} and is not used: make it anew with python -m commands.calibrate -r {checkpoint.path} "
         f"--averaged_views {averaged_views}, or remove it."
     )
     return None

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from data_loader.image_folders import image_files
 from data_loader.image_lists import ImageList, decode
-from trainer.prediction import PredictionStream
-from trainer.prediction_files import readable
-from trainer.results import Predictions
+from deploy.prediction_files import readable
+from evaluation.prediction import PredictionStream
+from evaluation.results import Predictions
 from utils.bad_images import reason_of
 from utils.errors import UserError
 from utils.logger import get_logger

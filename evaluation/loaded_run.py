@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader, TrainedOn
+from evaluation.aggregators import aggregator_maker
+from evaluation.calibration import CalibrationRecord, fit_record, stored_calibration
+from evaluation.results import CheckpointRecord
 from model.inference import inference_copy
+from model.logits import check_finite, expert_logits, mean_logits, selected
 from model.loss import CrossEntropyLoss, DiverseExpertLoss
 from tade import Aggregator, Calibration, class_prior
 from tade.priors import EPSILON
-from trainer.build import aggregator_maker, build_loader, build_loss, build_network
-from trainer.calibration import CalibrationRecord, fit_record, stored_calibration
+from trainer.build import build_loader, build_loss, build_network
 from trainer.continuity import other_parts
 from trainer.devices import choose_device, parallel
-from trainer.logits import check_finite, expert_logits, mean_logits, selected
 from trainer.registry import changed_config, log_without_effect, make_config
-from trainer.results import CheckpointRecord
 from utils import distributed
 from utils.bad_images import BadImage, bad_images_sentence, none_decoded
 from utils.checkpoint import load_checkpoint, load_weights, sha256

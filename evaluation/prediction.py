@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from data_loader.image_lists import ImageList
+from evaluation.adaptation import STREAM_BATCH, calibration_used, fit_all, follow_streams, new_aggregator, view_source
+from evaluation.aggregators import AggregatorMaker, aggregator_section
+from evaluation.loaded_run import LoadedRun
+from evaluation.results import ClassCounts, Predictions
 from tade import Aggregator
 from tade.state import taken_up
-from trainer.adaptation import STREAM_BATCH, calibration_used, fit_all, follow_streams, new_aggregator, view_source
-from trainer.build import AggregatorMaker, aggregator_section
-from trainer.loaded_run import LoadedRun
-from trainer.results import ClassCounts, Predictions
 from utils import distributed
 from utils.checkpoint import check_plain, save_checkpoint
 from utils.errors import UserError

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
+from evaluation.adaptation import adapted_results
+from evaluation.evaluation import chosen_distributions, predicted_on
+from evaluation.loaded_run import LoadedRun
+from evaluation.results import Results
 from tade import Calibration, GivenPriorAggregator
-from trainer.adaptation import adapted_results
-from trainer.evaluation import chosen_distributions, predicted_on
-from trainer.loaded_run import LoadedRun
-from trainer.results import Results
 
 
 def adapt_oracle(run: LoadedRun, names: Sequence[str] | None = None, calibration: Calibration | None = None) -> Results:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.results import Results
+from evaluation.results import Results
+from report.tables import markdown_table
 from trainer.run_folder import results_dir
 from utils.errors import printable
-from utils.report import markdown_table
 
 JOBS = {
     "test_all": "Experts weighted equally",

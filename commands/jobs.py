@@ -9,32 +9,33 @@ from pathlib import Path
 
 from PIL import Image
 
+from commands.command_line import Options
 from data_loader.image_lists import list_folder, thumbnail
-from trainer.adaptation import adapt, new_aggregator
-from trainer.build import aggregator_maker, aggregator_section, wants_calibration
-from trainer.calibration import calibration_path, save_calibration, shown
-from trainer.command_line import Options
-from trainer.evaluation import evaluate, evaluate_test_set
-from trainer.export import DESCRIPTIONS, Exporter, check_packages, priors_record
-from trainer.export import FORMATS as EXPORT_FORMATS
-from trainer.given_prior import with_prior
-from trainer.loaded_run import LoadedRun, load_run
-from trainer.model_card import figures_of, model_card
-from trainer.prediction import PredictionStream, predict
-from trainer.prediction_files import FORMATS, check_format, paths_in
-from trainer.prediction_page import prediction_page
+from deploy.export import DESCRIPTIONS, Exporter, check_packages, priors_record
+from deploy.export import FORMATS as EXPORT_FORMATS
+from deploy.model_card import figures_of, model_card
+from deploy.prediction_files import FORMATS, check_format, paths_in
+from deploy.watch import Inbox, watch
+from evaluation.adaptation import adapt, new_aggregator
+from evaluation.aggregators import aggregator_maker, aggregator_section, wants_calibration
+from evaluation.calibration import calibration_path, save_calibration, shown
+from evaluation.evaluation import evaluate, evaluate_test_set
+from evaluation.given_prior import with_prior
+from evaluation.loaded_run import LoadedRun, load_run
+from evaluation.prediction import PredictionStream, predict
+from evaluation.results import ClassCounts, Predictions, Results
+from report.prediction_page import prediction_page
+from report.save import save_results
 from trainer.registry import AGGREGATORS, make_config
-from trainer.results import ClassCounts, Predictions, Results, save_results
 from trainer.run_folder import results_folder
 from trainer.training import train
-from trainer.watch import Inbox, watch
 from utils import distributed
 from utils.bad_images import FILE_NAME, write_list
 from utils.checkpoint import load_checkpoint, write_atomically, write_together
 from utils.errors import UserError
+from utils.files import make_folder
 from utils.logger import get_logger
 from utils.reference_config import config_of
-from utils.report import make_folder
 from utils.signals import StopSignals
 
 #: What adapts where nobody has chosen: configs/test_time_*_prior.json say the same.

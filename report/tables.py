@@ -11,19 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from evaluation.results import short_table
 from utils.checkpoint import write_together
-from utils.errors import UserError
-
-#: Columns that stand in results.csv and not on the console, unless a config names the metric.
-DETAILS = ("balanced_accuracy", "macro_f1", "expected_calibration_error", "difference") + tuple(
-    f"{name} {end}" for name in ("top1", "difference") for end in ("low", "high")
-)
-
-
-def short_table(table: pd.DataFrame, config: Mapping) -> pd.DataFrame:
-    """A table without the columns of DETAILS that the config's `metrics` do not name."""
-    hidden = set(DETAILS) - set(config.get("metrics") or [])
-    return table[[column for column in table if column not in hidden]]
+from utils.files import make_folder
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -56,20 +46,6 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 def console_table(table: pd.DataFrame) -> str:
     return format_table(table).to_string()
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder for results, before there are any to lose.
-
-    Raises:
-        UserError: it cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The folder {folder} for results cannot be created ({error.strerror}): choose another with --output."
-        ) from error
 
 
 def csv_report(content: Mapping, table: pd.DataFrame) -> bytes:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.outcomes import Thumbnails
+from evaluation.results import Predictions
 from model.metric import predicted
-from trainer.outcomes import Thumbnails
-from trainer.results import Predictions
-from utils.charts import Series, histogram, share_chart
-from utils.html_page import THUMBNAIL, Picture, render
+from report.charts import Series, histogram, share_chart
+from report.html_page import THUMBNAIL, Picture, render
 
 SHOWN_CLASSES = 15
 GALLERY = 12  # pictures of each kind

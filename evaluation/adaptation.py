@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
+from evaluation.aggregators import AggregatorMaker, aggregator_section
+from evaluation.calibration import CalibrationRecord
+from evaluation.evaluation import chosen_distributions, predicted_on, results_of, scorer_of
+from evaluation.loaded_run import LoadedRun
+from evaluation.results import DistributionResult, Results
+from model.logits import LogitsBuffer, check_finite, network_logits, numbered, selected, shard_of_process
 from tade import Aggregator, Calibration, GivenPriorAggregator, StabilityAggregator, Views
-from trainer.build import AggregatorMaker, aggregator_section
-from trainer.calibration import CalibrationRecord
-from trainer.evaluation import chosen_distributions, predicted_on, results_of, scorer_of
-from trainer.loaded_run import LoadedRun
-from trainer.logits import LogitsBuffer, check_finite, network_logits, numbered, selected, shard_of_process
-from trainer.results import DistributionResult, Results
 from utils import distributed
 from utils.errors import UserError
 from utils.logger import get_logger

@@ -102,6 +102,7 @@ def mean_logits(
             if k == 0:
                 mean.put(part, logits)
             else:
+                assert mean.data is not None
                 mean.data[part].lerp_(logits, 1 / (k + 1))
     return mean.gathered()
 
@@ -134,7 +135,8 @@ class LogitsBuffer:
         """The logits of all images, of which every process has put in its own, in every process."""
         if distributed.world_size() == 1:
             return self.filled()
-        shape, dtype = distributed.from_first_process(self.data is not None and (self.data.shape, self.data.dtype))
+        own = (self.data.shape, self.data.dtype) if self.data is not None else ((), None)
+        shape, dtype = distributed.from_first_process(own)
         if self.data is None:  # fewer batches than processes
             self.data = torch.zeros(shape, dtype=dtype)
         distributed.sum_over_processes(self.data)  # zeros stand for the others' images

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.loaded_run import LoadedRun
+from evaluation.outcomes import Outcomes
+from evaluation.results import DistributionResult, Results
 from model.metric import (
     accuracy,
     balanced_accuracy,
@@ -22,9 +25,6 @@ from model.metric import (
 )
 from trainer.build import chosen_metrics
 from trainer.devices import device_name
-from trainer.loaded_run import LoadedRun
-from trainer.outcomes import Outcomes
-from trainer.results import DistributionResult, Results
 from utils.errors import UserError, unknown
 
 EQUAL_WEIGHTS = (

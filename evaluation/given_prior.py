@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from base.base_data_loader import BaseDataLoader
-from trainer.build import aggregator_section
-from trainer.calibration import shown
-from trainer.loaded_run import LoadedRun
+from evaluation.aggregators import aggregator_section
+from evaluation.calibration import shown
+from evaluation.loaded_run import LoadedRun
 from trainer.registry import make_config
 from utils.errors import UserError, unknown
 
