@@ -1,6 +1,5 @@
 """The runs of a comparison: which methods, data sets and seeds, and what each run consists of."""
 
-import inspect
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from trainer.training import training_config
 from utils.checkpoint import write_atomically
 from utils.errors import UserError, unknown
 from utils.files import make_folder
-from utils.parse_config import ConfigParser, merge, parse_assignment, read_json
+from utils.parse_config import ConfigParser, merge, parameters_of, parse_assignment, read_json
 
 CONFIGS = Path("configs")
 SCRIPTS = {"imagenet": "imagenet", "places": "places", "iNaturalist": "inat"}  # first word of a data set -> suffix
@@ -255,9 +254,7 @@ def method_config(own: Mapping, method: str) -> dict:
     if own["loss"]["type"] == recipe["loss"]["type"]:
         return config
     arguments, parts = dict(own["arch"].get("args", {})), recipe["arch"]["args"]
-    for name in (
-        inspect.signature(COMPONENTS["arch"][own["arch"]["type"]]).parameters.keys() & parts.keys() & set(PARTS)
-    ):
+    for name in parameters_of(COMPONENTS["arch"][own["arch"]["type"]]).keys() & parts.keys() & set(PARTS):
         arguments[name] = parts[name]
     if parts["num_experts"] > 1:
         arguments["num_experts"] = max(parts["num_experts"], own["arch"].get("args", {}).get("num_experts", 1))

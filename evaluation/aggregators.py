@@ -1,13 +1,12 @@
 """From a checked config to the aggregator that it names."""
 
-import inspect
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from tade import Aggregator, Calibration
 from trainer.registry import AGGREGATORS, make_config
-from utils.parse_config import ConfigParser
+from utils.parse_config import ConfigParser, parameters_of
 from utils.reference_config import published_aggregator
 
 AggregatorMaker = Callable[[Tensor, Tensor], Aggregator]
@@ -22,7 +21,7 @@ def aggregator_section(config: Mapping | ConfigParser) -> dict:
 def wants_calibration(config: ConfigParser) -> bool:
     """Whether the config's aggregator takes a calibration and the config gives none, not even null."""
     section = aggregator_section(config)
-    takes = "calibration" in inspect.signature(AGGREGATORS[section["type"]]).parameters
+    takes = "calibration" in parameters_of(AGGREGATORS[section["type"]])
     return takes and "calibration" not in section.get("args", {})
 
 

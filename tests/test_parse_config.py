@@ -1,3 +1,4 @@
+import inspect
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from trainer.build import build_loss, build_network, parameter_groups
 from trainer.registry import COMPONENTS, changed_config, make_config
 from trainer.training import training_config
 from utils.errors import UserError
-from utils.parse_config import fits, merge, override, parse_assignment, read_json
+from utils.parse_config import ConfigParser, fits, merge, override, parameters_of, parse_assignment, read_json
 from utils.seed import epoch_generator, seed_everything
 
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))
@@ -283,3 +284,29 @@ def test_a_training_wants_every_section(section):
     del config[section]
     with pytest.raises(UserError, match=f'"{section}"'):
         training_config(config)
+
+
+def test_arguments_are_collected_over_the_classes_that_options_are_passed_on_to():
+    class Base:
+        def __init__(self, size: int, name: str = "base", *, hidden: float = 0.0):
+            pass
+
+    class Middle(Base):
+        pass
+
+    class Leaf(Middle):
+        def __init__(self, name: str | None = None, **options: object):
+            super().__init__(name=name or "leaf", **options)
+
+    class Closed(Leaf):
+        def __init__(self, size: int):
+            super().__init__(size=size)
+
+    assert {n: (p.default, p.annotation) for n, p in parameters_of(Leaf).items()} == {
+        "name": (None, str | None),
+        "size": (inspect.Parameter.empty, int),
+        "hidden": (0.0, float),
+    }
+    assert list(parameters_of(Closed)) == ["size"] and list(parameters_of(Middle)) == ["size", "name", "hidden"]
+    with pytest.raises(UserError, match='"hiden"'):
+        ConfigParser({"s": {"type": "Leaf", "args": {"size": 1, "hiden": 2}}}, {"s": {"Leaf": Leaf}})

@@ -16,7 +16,7 @@ import trainer.trainer
 from base.base_trainer import TrainerOptions
 from utils.errors import unknown
 from utils.logger import get_logger
-from utils.parse_config import ConfigParser, merge
+from utils.parse_config import ConfigParser, merge, parameters_of
 from utils.reference_config import from_reference
 
 
@@ -83,7 +83,7 @@ def changed_config(config: Mapping, changes: Mapping) -> ConfigParser:
         if f"{section};type" not in changes or not isinstance(components, Mapping) or not isinstance(content, Mapping):
             continue
         kind = components.get(str(content["type"]))
-        accepted = inspect.signature(kind).parameters if kind else content.get("args", {})
+        accepted = parameters_of(kind) if kind else content.get("args", {})
         for name in sorted(content.get("args", {}).keys() - accepted):
             path = f"{section};args;{name}"
             if path not in changes:

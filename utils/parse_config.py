@@ -72,7 +72,7 @@ class ConfigParser:
             UserError: the constructor refuses a value.
         """
         constructor, given = self._resolve(section)
-        accepted = inspect.signature(constructor).parameters
+        accepted = parameters_of(constructor)
         supplied = {k: v for k, v in kwargs.items() if k in accepted or k not in self.supplied.get(section, ())}
         try:
             return constructor(*args, **{**given, **supplied})
@@ -84,7 +84,7 @@ class ConfigParser:
         completed = deepcopy(self.config)
         for section in self.components.keys() & self.config.keys() - {"metrics"}:
             constructor, given = self._resolve(section)
-            parameters = inspect.signature(constructor).parameters.items()
+            parameters = parameters_of(constructor).items()
             defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
             arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in {**defaults, **given}.items()}
             if isinstance(self.components[section], Mapping):
@@ -130,6 +130,30 @@ class ConfigParser:
                 raise unknown("metric", name, self.components["metrics"])
 
 
+def parameters_of(constructor: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments of a function or a class by name, with evaluated annotations.
+
+    Where a class takes **options for the class that it extends, those arguments are among them; its own come first.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    is_class = inspect.isclass(constructor)
+    for one in inspect.getmro(constructor) if is_class else [constructor]:
+        function = vars(one).get("__init__") if is_class else one
+        if function is None:
+            continue
+        try:
+            hints = typing.get_type_hints(function)
+        except (NameError, TypeError):  # a library whose annotations cannot be evaluated: names are still known
+            hints = {}
+        parameters = list(inspect.signature(function).parameters.values())[is_class:]
+        for p in parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                found.setdefault(p.name, p.replace(annotation=hints.get(p.name, typing.Any)))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
 def check_arguments(where: str, constructor: Callable, given: Mapping, supplied: set[str] = frozenset()) -> None:
     """Check keyword arguments against a signature and its annotations without calling anything.
 
@@ -138,21 +162,12 @@ def check_arguments(where: str, constructor: Callable, given: Mapping, supplied:
     """
     if not isinstance(given, Mapping):
         raise UserError(f'The arguments of config section "{where}" must be a JSON object, not {_shown(given)}.')
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(constructor).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in supplied
-    }
-    function = constructor.__init__ if inspect.isclass(constructor) else constructor
-    try:
-        hints = typing.get_type_hints(function)
-    except (NameError, TypeError):  # a library whose annotations cannot be evaluated: names are still checked
-        hints = {}
+    parameters = {name: p for name, p in parameters_of(constructor).items() if name not in supplied}
     for name, value in given.items():
         if name not in parameters:
             raise unknown(f'argument of {constructor.__name__} in config section "{where}"', name, parameters)
-        if not fits(value, hints.get(name, typing.Any)):
-            raise _wrong_type(f"{where}.{constructor.__name__}", name, value, hints[name])
+        if not fits(value, parameters[name].annotation):
+            raise _wrong_type(f"{where}.{constructor.__name__}", name, value, parameters[name].annotation)
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given and n != "params"]
     if missing:
         raise UserError(f'Config section "{where}" ({constructor.__name__}) lacks the argument "{missing[0]}": add it.')
