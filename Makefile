@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = saved/Demo_LT_TADE/demo
 BIN = $(VENV)/bin
 
-.PHONY: help env demo test test-slow mutants lint clean
+.PHONY: help env demo test test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:  ## explain every target
@@ -42,10 +42,6 @@ test: lint  ## lint, then run the tests, several files at a time
 test-slow: env  ## fuzz files, configs and options, damage every byte of a checkpoint; kill trainings at random moments
 	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_hostile_files.py
 	$(BIN)/python -m pytest -m slow -s
-
-mutants: env  ## change the code at random in many places, and count the changes that no test notices (hours)
-	$(BIN)/pip install --quiet cosmic-ray==8.7.0
-	$(BIN)/python benchmarks/mutants.py --sample 12
 
 clean:  ## remove the environment and caches (not data/ or saved/)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .coverage
