@@ -25,13 +25,13 @@ import torch
 from commands.command_line import Options
 from commands.gflops import cost_of
 from commands.jobs import run_test_all, run_test_train
-from comparison.page import Evaluated
 from comparison.plan import CHECKPOINTS, EQUAL, LEARNED, PRIOR, Run, own_name, plan_runs, write_own_configs
 from comparison.tables import cost_table, records, row_label, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.workers import usable_cores
 from evaluation.loaded_run import evaluation_config
 from evaluation.results import Results
+from report.comparison_page import Evaluated
 from trainer import train
 from trainer.registry import COMPONENTS, make_config
 from trainer.run_folder import results_dir

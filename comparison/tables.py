@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from comparison.page import Evaluated, comparison_page
 from evaluation.results import Results
 from model.metric import shot_groups
+from report.comparison_page import Evaluated, comparison_page
 from report.tables import markdown_lines, png, weight_columns, weights_figure
 from utils.checkpoint import write_atomically
 

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comparison.page import Cell, Evaluated, comparison_page, verdict
 from comparison.tables import cost_table, records
 from evaluation.evaluation import Scorer
 from evaluation.outcomes import Outcomes
 from evaluation.results import CheckpointRecord, Predictions, Results
 from report import evaluation_page, prediction_page
 from report.charts import linear_ticks, log_ticks
+from report.comparison_page import Cell, Evaluated, comparison_page, verdict
 from report.save import save_results
 
 EVIL = "<script>document.title='gone'</script>"
