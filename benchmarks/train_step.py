@@ -34,6 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from base.run_state import EpochProgress  # noqa: E402
 from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
 from model.cost import count_macs  # noqa: E402
@@ -155,7 +156,7 @@ def work(connection: Connection, side: Side, threads: int, device: torch.device,
             (plain_step if side.plain else Trainer.train_step)(trainer, images, target)
 
         def epoch() -> None:
-            trainer.epoch_progress = None
+            trainer.progress = EpochProgress.start(1, trainer.loader.seed, device)
             trainer.train_epoch(1)
 
         connection.send(seconds(device, 1, step))

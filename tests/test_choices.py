@@ -12,16 +12,17 @@ from PIL import Image
 from torch import nn
 
 import base.base_trainer
-from base.base_trainer import BaseTrainer, TrainerOptions
+from base.base_trainer import BaseTrainer
 from commands.command_line import parse
 from data_loader import data_loaders
-from data_loader.data_loaders import ListDataLoader
+from data_loader.data_loaders import ImbalanceDigitsDataLoader, ListDataLoader
 from evaluation import load_run, predict
 from evaluation.adaptation import fit_all
 from evaluation.results import Predictions
 from tade import Aggregator
 from trainer import trainer
 from trainer.devices import device_name
+from trainer.options import TrainerOptions
 from trainer.schedule import CustomLR
 from utils import seed
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -39,21 +40,14 @@ class Scripted(BaseTrainer):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scheduler = CustomLR(optimizer, 100, 200)
         folder.mkdir(exist_ok=True)
-        super().__init__(model, optimizer, scheduler, TrainerOptions(len(values), **options), folder, {"config": {}})
+        loader, config = ImbalanceDigitsDataLoader(8), {"optimizer": {"type": "SGD"}}
+        options = TrainerOptions(len(values), **options)
+        super().__init__(model, loader, optimizer, scheduler, options, folder, {"config": config})
         self.values, self.validated = values, []
-
-    def monitorable(self):
-        return ["val_accuracy"]
 
     def train_epoch(self, epoch):
         self.optimizer.step()  # without a gradient
         return {"loss": 1.0}
-
-    def progress(self) -> dict:
-        return {}
-
-    def restore_progress(self, epoch: int, progress: dict, own: dict) -> None:
-        """Never stopped in an epoch."""
 
     def validate(self, epoch):
         self.validated.append(epoch)

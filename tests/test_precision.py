@@ -8,14 +8,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from base.base_trainer import TrainerOptions
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from model.model import ResNet10Model, ResNet32Model, ViTModel
 from trainer import train
+from trainer.options import TrainerOptions
 from trainer.precision import automatic_precision, choose_precision, has_amx
 from trainer.registry import COMPONENTS
 from trainer.trainer import Trainer
-from trainer.training import precision_so_far
 from utils.checkpoint import load_checkpoint
 from utils.logger import get_logger
 from utils.parse_config import read_json
@@ -85,7 +84,6 @@ def test_a_run_that_goes_on_keeps_its_precision(monkeypatch, messages, digits_co
     set_amx(monkeypatch, False)
     first = load_checkpoint(train(digits_config, device="cpu", run_id="a")["last"])
     assert first["precision"] == "fp32" and first["config"]["trainer"]["precision"] == "auto"
-    assert precision_so_far(first) == "fp32"
 
     messages.clear()
     set_amx(monkeypatch, True)  # another machine
@@ -104,12 +102,6 @@ def test_kept_precision_may_be_slow_here_and_is_named(monkeypatch, messages):
     assert [level for level, _ in messages] == ["WARNING", "WARNING"] and "slower than fp32" in messages[1][1]
     assert choose_precision("auto", CPU, "fp32") == "fp32"
     assert messages[2] == ("INFO", "Precision: fp32 (the CPU has no AMX, which bf16 needs; as so far).")
-
-
-def test_the_precision_of_checkpoints_of_before_is_their_config_s():
-    assert precision_so_far(None) is None
-    assert precision_so_far({"format": 1, "config": {"trainer": {"epochs": 1}}}) == "fp32"
-    assert precision_so_far({"format": 1, "config": {"trainer": {"epochs": 1, "precision": "bf16"}}}) == "bf16"
 
 
 def test_every_training_config_says_its_precision():

@@ -219,7 +219,7 @@ def test_nan_is_looked_for_within_an_epoch(small_config, monkeypatch):
 
 def test_nan_after_a_good_epoch_names_step_rate_and_last_good_checkpoint(small_config, monkeypatch):
     spoil(monkeypatch, {6})
-    message = r"in epoch 2, step 2 of 4, at learning rate 0\.0\d+: .*on_nan.*last\.pth holds everything up to the last"
+    message = r"in epoch 2, step 2 of 4, at learning rate 0\.0\d+: .*on_nan.*last\.pth holds everything up to epoch 1;"
     with pytest.raises(UserError, match=message):
         train(small_config, run_id="nan")
     last = load_checkpoint(run_dir(small_config, "nan") / "last.pth")
@@ -231,7 +231,7 @@ def test_weights_that_the_last_step_ruined_are_not_saved(small_config, monkeypat
 
     def train_step(self, *arguments):
         result = original(self, *arguments)
-        if self.epoch_progress.step == 4:
+        if self.progress.step == 4:
             next(self.model.parameters()).data.fill_(torch.inf)
         return result
 

@@ -7,17 +7,18 @@ import pytest
 import torch
 from conftest import ROOT, golden_json, golden_random, golden_weights
 
-from base.base_trainer import TrainerOptions
 from data_loader.class_profiles import long_tail_counts
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from model.loss import DiverseExpertLoss
 from model.model import ResNet32Model
 from trainer import train
+from trainer.mixup import mixup
+from trainer.options import TrainerOptions
 from trainer.schedule import CustomLR
-from trainer.trainer import Trainer, mixup, thumbnails
+from trainer.trainer import Trainer, thumbnails
 from trainer.training import warn_if_nothing_learned
 from utils.checkpoint import load_checkpoint
-from utils.errors import Interrupted, UserError
+from utils.errors import UserError
 
 
 def golden_trainer(tmp_path, dtype):
@@ -159,11 +160,13 @@ def test_early_stop(digits_config):
 
 def test_mixup_mixes_images_and_losses(tmp_path):
     images = torch.eye(4)[:, :, None, None].contiguous(memory_format=torch.channels_last)  # [4, 4, 1, 1]
-    mixed, partner, share = mixup(images, 0.4, torch.Generator().manual_seed(3))
-    assert 0.5 <= share < 1 and sorted(partner.tolist()) == [0, 1, 2, 3]
-    assert torch.allclose(mixed.flatten(1), share * torch.eye(4) + (1 - share) * torch.eye(4)[partner])
+    mixed, [(share, own), (rest, partner)] = mixup(images, torch.arange(4), 0.4, torch.Generator().manual_seed(3))
+    assert 0.5 <= share < 1 and rest == 1 - share
+    assert own.tolist() == [0, 1, 2, 3] == sorted(partner.tolist())
+    assert torch.allclose(mixed.flatten(1), share * torch.eye(4) + rest * torch.eye(4)[partner])
     assert mixed.is_contiguous(memory_format=torch.channels_last)
-    shares = [mixup(images, 0.4, generator)[2] for generator in [torch.Generator().manual_seed(1)] for _ in range(4000)]
+    generator = torch.Generator().manual_seed(1)
+    shares = [mixup(images, torch.arange(4), 0.4, generator)[1][0][0] for _ in range(4000)]
     # E max(x, 1 - x) of Beta(0.4, 0.4), by integrating its density
     x = np.linspace(0, 1, 2_000_001)[1:-1]
     density = (x * (1 - x)) ** -0.6
@@ -172,11 +175,12 @@ def test_mixup_mixes_images_and_losses(tmp_path):
     trainer, _ = golden_trainer(tmp_path, torch.float32)
     trainer.options.mixup_alpha = 0.4
     images, target = torch.randn(8, 3, 32, 32), torch.arange(8)
-    mixed, partner, share = mixup(images, 0.4, torch.Generator().manual_seed(5))
+    _, [(share, _), (_, partner)] = mixup(images, target, 0.4, torch.Generator().manual_seed(5))
     trainer.network.train()
-    loss, output = trainer.train_step(images, target, torch.Generator().manual_seed(5))
+    trainer.progress.generator.manual_seed(5)
+    loss, output = trainer.train_step(images, target)
     with torch.no_grad():
-        expected = [trainer.criterion(output, labels) for labels in (target, target[partner])]
+        expected = [trainer.criterion(output, labels) for labels in (target, partner)]
     assert loss == pytest.approx(float(share * expected[0] + (1 - share) * expected[1]), rel=1e-6)
 
 
@@ -247,24 +251,6 @@ def test_loss_that_is_no_number_stops_the_run(digits_config):
         train(digits_config)
 
 
-def test_interrupt_keeps_the_last_whole_epoch(digits_config, monkeypatch):
-    original = Trainer.train_epoch
-
-    def stop_in_epoch_two(self, epoch):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return original(self, epoch)
-
-    monkeypatch.setattr(Trainer, "train_epoch", stop_in_epoch_two)
-    with pytest.raises(Interrupted, match=r"go on with: python train.py -r .*last.pth") as caught:
-        train(digits_config, run_id="stopped")
-    assert caught.value.status == 130
-    last = str(caught.value).rsplit(" ", 1)[1]
-    assert load_checkpoint(last)["epoch"] == 1
-    monkeypatch.undo()
-    assert train(digits_config, resume=Path(last))["epoch"] == 2
-
-
 def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
     original, calls = os.fsync, []
 
@@ -275,7 +261,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
         return original(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*last.pth holds everything up to the last whole"):
+    with pytest.raises(UserError, match="No space left on device.*last.pth holds everything up to epoch 1;"):
         train(digits_config, run_id="full")
     folder = Path(digits_config["trainer"]["save_dir"]) / digits_config["name"] / "full"
     assert load_checkpoint(folder / "last.pth")["epoch"] == 1 and not list(folder.glob("*.tmp"))

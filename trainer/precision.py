@@ -1,6 +1,7 @@
 """The number format that a network trains in, as a config and the processor have it."""
 
 import torch
+from torch import Tensor, nn
 
 from utils import distributed
 from utils.logger import get_logger
@@ -56,3 +57,21 @@ def choose_precision(asked: str, device: torch.device, before: str | None = None
     if chosen == "bf16" and device.type == "cpu" and not has_amx():
         logger.warning("bf16 on a CPU without AMX is slower than fp32: --precision auto or fp32 is meant for it.")
     return chosen
+
+
+class MixedPrecision(nn.Module):
+    """Runs a network under autocast and gives its output in float32; the loss is computed outside of autocast.
+
+    Autocast's precision belongs to a thread, and DataParallel starts threads: it is set where the network runs.
+    """
+
+    def __init__(self, network: nn.Module, device_type: str, precision: str):
+        super().__init__()
+        self.network = network
+        self.device_type = device_type
+        self.dtype = AUTOCAST.get(precision)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
+            output = self.network(images)
+        return {name: tensor.float() for name, tensor in output.items()}

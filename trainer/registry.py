@@ -13,7 +13,7 @@ import model.model
 import tade
 import trainer.schedule
 import trainer.trainer
-from base.base_trainer import TrainerOptions
+from trainer.options import TrainerOptions
 from utils.errors import unknown
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser, merge, parameters_of

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from base.base_data_loader import BaseDataLoader
-from base.base_trainer import TrainerOptions
 from model.freeze import freeze
 from model.sync_batchnorm import synchronize_batch_norm
 from trainer.build import (
@@ -20,6 +19,7 @@ from trainer.build import (
 )
 from trainer.continuity import check_continuity
 from trainer.devices import choose_device, device_name
+from trainer.options import TrainerOptions
 from trainer.precision import choose_precision
 from trainer.registry import TRAINERS, changed_config, log_without_effect, make_config
 from trainer.run_folder import choose_run_dir, run_folder
@@ -88,15 +88,6 @@ def warn_if_nothing_learned(accuracy: float | None, loader: BaseDataLoader) -> N
         )
 
 
-def precision_so_far(checkpoint: Mapping | None) -> str | None:
-    """The precision that a run was trained in up to its checkpoint; None for a new run."""
-    if checkpoint is None:
-        return None
-    section = config_of(checkpoint).get("trainer")
-    written = section.get("precision", "fp32") if isinstance(section, Mapping) else "fp32"
-    return checkpoint.get("precision", written)  # before "auto" there was no record
-
-
 def train(
     config: Mapping | None = None,
     *,
@@ -131,7 +122,7 @@ def train(
     seed = checked.get("seed", 1)
     seed_everything(seed)
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))
-    options.precision = choose_precision(options.precision, chosen_device, precision_so_far(checkpoint))
+    options.precision = choose_precision(options.precision, chosen_device, (checkpoint or {}).get("precision"))
     loader = build_loader(checked, chosen_device)
     loader.check_shards()
     distributed.by_first_process(loader.check_files)
