@@ -106,9 +106,9 @@ class Trainer(BaseTrainer):
         The output is valid until the next step (see `compiled`).
         """
         self.optimizer.zero_grad(set_to_none=True)  # before the forward pass: CUDA graphs write over old gradients
-        images, targets = mixup(images, target, self.options.mixup_alpha, self.progress.generator)
+        images, labels = mixup(images, target, self.options.mixup_alpha, self.progress.generator)
         output = self.network(images)
-        loss = sum(share * self.criterion(output, of_share) for share, of_share in targets)
+        loss = sum(share * self.criterion(output, label) for share, label in labels)
         self.update(loss)
         return loss.detach(), {name: tensor.detach() for name, tensor in output.items()}
 
