@@ -1,11 +1,12 @@
 """Learning-rate schedules that a config may name in `lr_scheduler.type`."""
 
+import math
 from collections.abc import Mapping
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, StepLR
 
-__all__ = ["CustomLR", "CosineAnnealingLR", "MultiStepLR", "StepLR"]
+__all__ = ["CustomLR", "WarmupCosineLR", "CosineAnnealingLR", "MultiStepLR", "StepLR"]
 
 WARMUP = 5  # epochs, the published schedule's
 
@@ -27,6 +28,22 @@ class CustomLR(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, step1: int, step2: int, warmup_epoch: int = WARMUP, gamma: float = 0.1):
         super().__init__(optimizer, lambda epoch: custom_lr_factor(epoch, step1, step2, warmup_epoch, gamma))
+
+
+class WarmupCosineLR(LambdaLR):
+    """Linear warm-up, and half a cosine wave down to 0; stepped once an epoch.
+
+    Args:
+        T_max: epochs in all.
+        warmup_epoch: epochs over which a factor on the wave rises linearly to 1; 0 for none.
+    """
+
+    def __init__(self, optimizer: Optimizer, T_max: int, warmup_epoch: int = WARMUP):  # noqa: N803 torch's name
+        def factor(epoch: int) -> float:
+            wave = (1 + math.cos(math.pi * epoch / T_max)) / 2
+            return wave * (1 + epoch) / warmup_epoch if epoch < warmup_epoch else wave
+
+        super().__init__(optimizer, factor)
 
 
 def moved_schedule(config: Mapping, epochs: int, kept: Mapping = {}) -> dict[str, object]:
@@ -55,6 +72,8 @@ def moved_schedule(config: Mapping, epochs: int, kept: Mapping = {}) -> dict[str
         step1 = kept.get("lr_scheduler;args;step1", changes["lr_scheduler;args;step1"])
         warmup = arguments.get("warmup_epoch", WARMUP)
         changes["lr_scheduler;args;warmup_epoch"] = min(warmup, step1 // 2)
+    elif "warmup_epoch" in arguments:
+        changes["lr_scheduler;args;warmup_epoch"] = min(arguments["warmup_epoch"], epochs // 2)
     if epochs != whole and config["loss"].get("args", {}).get("reweight_epoch", -1) > 0:
         changes["loss;args;reweight_epoch"] = scaled(config["loss"]["args"]["reweight_epoch"])
     return {path: value for path, value in changes.items() if path not in kept}
@@ -64,7 +83,7 @@ def odd_schedule(config: Mapping) -> str | None:
     """What is odd about a learning-rate schedule and its epochs, as a sentence; None where nothing is."""
     epochs, section = config["trainer"]["epochs"], config["lr_scheduler"]
     arguments = section.get("args", {})
-    if section["type"] == "CosineAnnealingLR" and arguments["T_max"] != epochs:
+    if section["type"] in ("CosineAnnealingLR", "WarmupCosineLR") and arguments["T_max"] != epochs:
         after = "rises again after that" if arguments["T_max"] < epochs else "is still high at the end"
         return (
             f"lr_scheduler;args;T_max is {arguments['T_max']} and trainer;epochs {epochs}: the learning rate {after}."
