@@ -3,6 +3,7 @@
 python -m commands.convert_checkpoint inspect FILE.pth                  what is in it, whoever wrote it
 python -m commands.convert_checkpoint convert IN.pth OUT.pth            the reference's or RIDE's -> ours, or back
 python -m commands.convert_checkpoint convert IN.pth OUT.pth --to tade  weights and description alone, to share
+python -m commands.convert_checkpoint convert IN.pth OUT.pth --ema      the same with the moving average of the weights
 """
 
 import argparse
@@ -47,6 +48,7 @@ def describe(path: Path) -> str:
         "weights": f"{weights:,} in {len(state)} entries, {', '.join(sorted({str(t.dtype) for t in state.values()}))}",
         "experts": experts_in(state),
         "trained on": counts and f"{sum(counts)} images, {len(counts)} classes, {max(counts)} to {min(counts)} each",
+        "average": "of the weights as well (convert --ema)" if content.get("ema") else None,
         "can be resumed": "yes" if "optimizer" in content and "format" in content else "no, weights alone",
         "not resolved": ", ".join(content.get("foreign", [])) or None,
     }
@@ -59,7 +61,9 @@ def _short(value: object) -> str:
     return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]} ..."
 
 
-def convert(source: Path, target: Path, to: str | None = None, config_path: Path | None = None) -> str:
+def convert(
+    source: Path, target: Path, to: str | None = None, config_path: Path | None = None, ema: bool = False
+) -> str:
     """Write the weights and description of a checkpoint in another format; optimizer states are left out.
 
     Args:
@@ -68,6 +72,7 @@ def convert(source: Path, target: Path, to: str | None = None, config_path: Path
         to: "tade" (this project's format), "reference", or None for the other one.
         config_path: config that names the network, where the checkpoint carries none that is understood. RIDE's expert
             assignment, which networks here do not have, is left out.
+        ema: write the moving average of the weights (trainer;ema_decay) in the place of the last ones.
 
     Returns:
         What was written.
@@ -78,7 +83,12 @@ def convert(source: Path, target: Path, to: str | None = None, config_path: Path
     if target.exists():
         raise UserError(f"{target} exists already: give another name, or remove it first.")
     content = load_checkpoint(source)
-    to = to or ("reference" if "format" in content else "tade")
+    to = to or ("reference" if "format" in content and not ema else "tade")
+    if ema:
+        if not content.get("ema"):
+            raise UserError(f"{source} has no moving average of the weights: leave --ema out.")
+        content["model"] = content["ema"]
+        content["selected_by"] = f"moving average of the weights, {content.get('selected_by')}"
     config, _ = from_reference(read_json(config_path) if config_path else content.get("config") or {})
     state, note = content["model"], "The network was not checked: the checkpoint names none; give one with -c."
     if "arch" in config:
@@ -132,11 +142,12 @@ def main(arguments: list[str] | None = None) -> None:
     converting.add_argument(
         "-c", "--config", type=Path, metavar="JSON", help="config of the network, where the checkpoint carries none"
     )
+    converting.add_argument("--ema", action="store_true", help="the moving average of the weights, for evaluation")
     args = parser.parse_args(arguments)
     if args.command == "inspect":
         print(describe(args.file))
     else:
-        print(convert(args.source, args.target, args.to, args.config))
+        print(convert(args.source, args.target, args.to, args.config, args.ema))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ class TrainerOptions:
             (model/fused_norm.py); on one GPU with CUDA graphs, which take more of its memory.
         mixup_alpha: train on mixtures of two images and of their losses, lambda ~ Beta(alpha, alpha) a batch
             (Zhang et al., ICLR 2018, arXiv 1710.09412); 0 for none.
+        ema_decay: part that stays, in each step, of an exponential moving average of the weights, which is validated
+            ("val_ema_...") and saved beside the last ones; 0 for none, 0.999 is usual.
         sync_batchnorm: with several processes, normalize by the statistics of the whole batch, not of each one's shard.
         on_nan: at a loss or gradient that is not finite, "stop", or "skip" the step.
         nan_limit: with "skip", steps of an epoch that may be skipped; one more stops the run.
@@ -40,6 +42,7 @@ class TrainerOptions:
     precision: str = "fp32"
     compile: bool = False
     mixup_alpha: float = 0.0
+    ema_decay: float = 0.0
     sync_batchnorm: bool = False
     on_nan: str = "stop"
     nan_limit: int = 10
@@ -53,6 +56,8 @@ class TrainerOptions:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.mixup_alpha < 0:
             raise ValueError(f"mixup_alpha must be at least 0, not {self.mixup_alpha}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1 (0.999 is usual), not {self.ema_decay}")
         if self.on_nan not in ("stop", "skip") or self.nan_limit < 0:
             raise ValueError('on_nan must be "stop" or "skip", and nan_limit at least 0')
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):

@@ -17,6 +17,7 @@ from model.inference import inference_copy
 from model.logits import expert_logits
 from model.metric import accuracy, shot_group_accuracy, shot_groups
 from trainer.devices import parallel
+from trainer.ema import WeightAverage
 from trainer.mixup import mixup
 from trainer.options import TrainerOptions
 from trainer.precision import MixedPrecision
@@ -82,6 +83,7 @@ class Trainer(BaseTrainer):
         self.criterion = criterion
         self.metrics = {"accuracy": accuracy, "shot_group_accuracy": shot_group_accuracy, **metrics}
         self.frozen = frozen
+        self.ema = WeightAverage(model, optimizer, options.ema_decay) if options.ema_decay else None
         self.bad_images: dict[tuple[str, int], BadImage] = {}
         if options.compile and len(gpus) > 1:
             raise UserError(
@@ -98,7 +100,9 @@ class Trainer(BaseTrainer):
         groups = [classes for classes in shot_groups(self.loader.cls_num_list).values() if classes.any()]
         one_each = torch.stack([classes.int().argmax() for classes in groups])  # a class of every group there is
         logits = torch.zeros(len(groups), self.model.num_experts, self.loader.num_classes)
-        return ["loss", "accuracy", *(k for k, v in self.measure(logits, one_each).items() if v is not None)]
+        prefixes = ("val_", "val_ema_") if self.ema else ("val_",)
+        measured = {k: v for prefix in prefixes for k, v in self.measure(logits, one_each, prefix).items()}
+        return ["loss", "accuracy", *(k for k, v in measured.items() if v is not None)]
 
     def train_step(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One update on a batch [B, 3, H, W], [B]; returns the loss and the network's output, both detached.
@@ -184,12 +188,14 @@ class Trainer(BaseTrainer):
     def validate(self, epoch: int) -> dict:
         batches = self.loader.split_validation()
         self.validation_source = f"on the {batches.source}"
-        values = self._validated(self.model, batches)
+        values = self._validated(self.model, batches, "val_")
+        if self.ema:
+            values |= self._validated(self.ema.module, batches, "val_ema_")
         self.tensorboard.scalars({f"validation/{name.removeprefix('val_')}": v for name, v in values.items()}, epoch)
         return values
 
-    def _validated(self, model: BaseModel, batches: EvaluationBatches) -> dict[str, float | None]:
-        """What a network does on the validation images."""
+    def _validated(self, model: BaseModel, batches: EvaluationBatches, prefix: str) -> dict[str, float | None]:
+        """What a network does on the validation images, see `measure`."""
         network = inference_copy(model, self.loader.image_size)
         network.register_forward_pre_hook(self._stop_validating)
         logits = expert_logits(network, batches, self.device, "validation")
@@ -200,36 +206,39 @@ class Trainer(BaseTrainer):
             logits, targets = logits[good], targets[good]
             if not len(good):
                 raise UserError(f"No image of the {batches.source} can be decoded: see {self.run_dir / FILE_NAME}.")
-        return self.measure(logits, targets)
+        return self.measure(logits, targets, prefix)
 
     def _stop_validating(self, *_) -> None:
         """Validation changes nothing: a stop need not wait for its end."""
         if self.stop.received:
             raise StopRequested("A signal asked the run to stop.")
 
-    def measure(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
-        """What is logged of validation images: expert logits [N, E, C], targets [N] -> "val_NAME": a single number.
+    def measure(self, logits: Tensor, targets: Tensor, prefix: str) -> dict[str, float | None]:
+        """What is logged of validation images: expert logits [N, E, C], targets [N] -> prefix + name: a single number.
 
         Lists, such as accuracy by class, are for the results of an evaluation alone.
         """
         scores = logits.mean(dim=1)
-        values: dict[str, float | None] = {"val_loss": float(nn.functional.cross_entropy(scores, targets))}
+        values: dict[str, float | None] = {f"{prefix}loss": float(nn.functional.cross_entropy(scores, targets))}
         for name, metric in self.metrics.items():
             value = metric(scores, targets, self.loader.cls_num_list)
             columns = value if isinstance(value, dict) else {name: value}
-            values |= {f"val_{key}": v for key, v in columns.items() if not isinstance(v, list)}
+            values |= {f"{prefix}{key}": v for key, v in columns.items() if not isinstance(v, list)}
         for expert, right in enumerate((logits.argmax(dim=2) == targets[:, None]).float().mean(dim=0), 1):
-            values[f"val_expert{expert}"] = 100 * float(right)
+            values[f"{prefix}expert{expert}"] = 100 * float(right)
         return values
 
     def state(self, epoch: int, inside: bool = False) -> dict:
         own = {"scaler": self.update.scaler.state_dict(), "precision": self.options.precision}
-        return {**super().state(epoch, inside), **own}
+        average = {"ema": self.ema.module.state_dict()} if self.ema else {}
+        return {**super().state(epoch, inside), **own, **average}
 
     def restore(self, checkpoint: dict, path: Path) -> None:
         super().restore(checkpoint, path)
         if checkpoint.get("scaler"):  # empty where the run had another precision
             self.update.scaler.load_state_dict(checkpoint["scaler"])
+        if self.ema:
+            self.ema.restore(checkpoint, path)
 
     def _list_bad_images(self, found: Iterable[Mapping[int, BadImage]], total: int) -> None:
         """List the images that were left out so far in the run folder, and name the new ones; in the first process."""

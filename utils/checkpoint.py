@@ -256,6 +256,10 @@ def _mid_epoch(value: object) -> bool:
     )
 
 
+def _weights(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+
+
 def _text(value: object) -> bool:
     return isinstance(value, str) and len(value) < 10_000
 
@@ -295,6 +299,7 @@ ENTRIES: dict[str, Callable[[object], bool]] = {
     "random": _random,
     "random_of_processes": _list_of(_random),
     "mid_epoch": _mid_epoch,
+    "ema": _weights,
 }
 
 
