@@ -24,10 +24,10 @@ from evaluation.given_prior import with_prior
 from evaluation.loaded_run import LoadedRun, load_run
 from evaluation.prediction import PredictionStream, predict
 from evaluation.results import ClassCounts, Predictions, Results
+from evaluation.results_folder import results_folder
 from report.prediction_page import prediction_page
 from report.save import save_results
 from trainer.registry import AGGREGATORS, make_config
-from trainer.run_folder import results_folder
 from trainer.training import train
 from utils import distributed
 from utils.bad_images import FILE_NAME, write_list

@@ -10,8 +10,8 @@ from commands.command_line import Options
 from comparison.tables import display_name
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from evaluation.loaded_run import SECTIONS as TESTING_SECTIONS
+from evaluation.results_folder import results_dir
 from trainer.registry import COMPONENTS, make_config
-from trainer.run_folder import results_dir
 from trainer.schedule import moved_schedule
 from trainer.training import training_config
 from utils.checkpoint import write_atomically

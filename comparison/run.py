@@ -31,10 +31,10 @@ from data_loader.in_memory import InMemoryDataLoader
 from data_loader.workers import usable_cores
 from evaluation.loaded_run import evaluation_config
 from evaluation.results import Results
+from evaluation.results_folder import results_dir
 from report.comparison_page import Evaluated
 from trainer import train
 from trainer.registry import COMPONENTS, make_config
-from trainer.run_folder import results_dir
 from utils.checkpoint import load_checkpoint, position, sha256, whole_epochs
 from utils.errors import Interrupted, UserError
 from utils.files import make_folder

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.results import Results
+from evaluation.results_folder import results_dir
 from report.tables import markdown_table
-from trainer.run_folder import results_dir
 from utils.errors import printable
 
 JOBS = {

@@ -9,9 +9,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation.results import CheckpointRecord, DistributionResult, Results
+from evaluation.results_folder import job_of, results_folder
 from report.save import save_results
 from report.tables import REPORTS, console_table, figures, markdown_table
-from trainer.run_folder import job_of, results_folder
 from utils.errors import UserError
 
 ENTRY = {

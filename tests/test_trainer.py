@@ -15,7 +15,7 @@ from trainer import train
 from trainer.mixup import mixup
 from trainer.options import TrainerOptions
 from trainer.schedule import CustomLR
-from trainer.trainer import Trainer, thumbnails
+from trainer.trainer import Trainer
 from trainer.training import warn_if_nothing_learned
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -304,10 +304,3 @@ def test_a_run_that_learned_is_not_accused(capsys):
     balanced = ImbalanceDigitsDataLoader(32, imb_factor=0.05, balanced=True)
     warn_if_nothing_learned(frequent, balanced)
     assert not capsys.readouterr().out
-
-
-def test_pictures_for_tensorboard_are_small():
-    images = torch.randn(32, 3, 224, 224)
-    shown = thumbnails(images)
-    assert shown.shape == (16, 3, 64, 64) and shown.min() == 0 and shown.max() == 1
-    assert thumbnails(images[:4, :, :32, :32]).shape == (4, 3, 32, 32)

@@ -12,15 +12,9 @@ from utils.reference_config import config_of
 #: measured. The fingerprint speaks for the lists of training images; the weights and the optimizer's state do for the
 #: network and the optimizer's type.
 FREE = {
-    *("name", "n_gpu", "metrics", "weights", "averaged_views", "aggregator", "trainer", "lr_scheduler", "arch"),
-    "optimizer",
-    *(
-        f"data_loader;args;{name}"
-        for name in (
-            *("batch_size", "num_workers", "on_bad_image", "data_dir", "list_dir", "train_list", "val_list"),
-            *("test_list", "distributions", "class_names"),
-        )
-    ),
+    *"name n_gpu metrics weights averaged_views aggregator trainer lr_scheduler arch optimizer".split(),
+    *(f"data_loader;args;{name}" for name in "batch_size num_workers on_bad_image data_dir list_dir".split()),
+    *(f"data_loader;args;{name}" for name in "train_list val_list test_list distributions class_names".split()),
 }
 NOT_FREE = {"trainer;mixup_alpha", "trainer;type"}
 #: What a config that does not say means.
@@ -28,22 +22,22 @@ DEFAULTS = {"seed": 1, "freeze": []}
 
 
 def changes(checkpoint: Mapping, config: ConfigParser, counts: list[int], fingerprint: Mapping[str, str]) -> list[str]:
-    """What a run would go on with that differs from what its checkpoint was trained with, in words.
+    """What differs between a run and the checkpoint that it continues, in words.
 
     Args:
-        checkpoint: content of the checkpoint; what it does not carry is not compared.
-        config: of the run that goes on.
+        checkpoint: its content; what it does not carry is not compared.
+        config: of the run.
         counts: training images per class, [C].
         fingerprint: of the training images (BaseDataLoader.fingerprint).
     """
-    before = config_of(checkpoint)
     found: list[str] = []
-    try:
-        old = DEFAULTS | make_config(before).complete()
-    except UserError as error:
-        old, found = {}, [f"its config cannot be compared ({error})"]
-    if before and old:
-        for path, (was, now) in differences(old, DEFAULTS | config.complete()).items():
+    if before := config_of(checkpoint):
+        try:
+            compared = differences(DEFAULTS | make_config(before).complete(), DEFAULTS | config.complete())
+        except UserError as error:
+            compared = {}
+            found.append(f"its config cannot be compared ({error})")
+        for path, (was, now) in compared.items():
             if path in NOT_FREE or not any(path == free or path.startswith(f"{free};") for free in FREE):
                 found.append(f"{path} was {was} and is {now}")
     trained_on = checkpoint.get("cls_num_list")
@@ -52,8 +46,7 @@ def changes(checkpoint: Mapping, config: ConfigParser, counts: list[int], finger
             f"{sum(trained_on)} training images were in {len(trained_on)} classes and {sum(counts)} are in "
             f"{len(counts)}, otherwise distributed"
         )
-    found += [f"the training images' {part} differ" for part in other_parts(checkpoint, fingerprint)]
-    return found
+    return found + [f"the training images' {part} differ" for part in other_parts(checkpoint, fingerprint)]
 
 
 def other_parts(checkpoint: Mapping, fingerprint: Mapping[str, str]) -> list[str]:
@@ -70,12 +63,12 @@ def check_continuity(
     fingerprint: Mapping[str, str],
     allow: bool,
 ) -> None:
-    """See that a run goes on as it began.
+    """Check that a run continues as it began.
 
     Args:
         checkpoint, config, counts, fingerprint: see `changes`.
         source: path of the checkpoint.
-        allow: go on all the same, and say what differs.
+        allow: only warn of what differs.
 
     Raises:
         UserError: something differs that makes it another training.
@@ -83,8 +76,7 @@ def check_continuity(
     found = changes(checkpoint, config, counts, fingerprint)
     if not found:
         return
-    more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
-    what = "; ".join(found[:5]) + more
+    what = "; ".join(found[:5]) + (f" (and {len(found) - 5} more)" if len(found) > 5 else "")
     if not allow:
         raise UserError(
             f"{source} was trained otherwise: {what}; undo that, or go on all the same with --allow_changes."

@@ -45,15 +45,15 @@ def choose_precision(asked: str, device: torch.device, before: str | None = None
     logger = get_logger()
     chosen = asked
     if asked == "auto":
-        chosen, why = distributed.from_first_process(automatic_precision(device))
-        if before is not None and before != chosen:
-            logger.warning(
-                f"Precision: {before}, as this run was trained so far; a new one would take {chosen} here ({why}). "
-                f"--precision {chosen} changes it."
-            )
-            chosen = before
-        else:
+        automatic, why = distributed.from_first_process(automatic_precision(device))
+        chosen = before or automatic
+        if chosen == automatic:
             logger.info(f"Precision: {chosen} ({why}{'; as so far' if before else ''}).")
+        else:
+            logger.warning(
+                f"Precision: {chosen}, as this run was trained so far; a new one would take {automatic} here ({why}). "
+                f"--precision {automatic} changes it."
+            )
     if chosen == "bf16" and device.type == "cpu" and not has_amx():
         logger.warning("bf16 on a CPU without AMX is slower than fp32: --precision auto or fp32 is meant for it.")
     return chosen

@@ -1,8 +1,8 @@
-"""Where a run and its results live, and who may write there."""
+"""Where a run lives, and who may write there."""
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -10,10 +10,9 @@ from utils import distributed
 from utils.bad_images import FILE_NAME
 from utils.checkpoint import load_checkpoint, whole_epochs, write_atomically
 from utils.errors import UserError
-from utils.files import make_folder
 from utils.lock import NAME as LOCK
 from utils.lock import locked
-from utils.logger import file_log, get_logger
+from utils.logger import get_logger
 from utils.parse_config import ConfigParser
 
 
@@ -35,20 +34,19 @@ def choose_run_dir(
     name = Path(config["name"])
     if not name.parts or name.is_absolute() or ".." in name.parts:
         raise UserError(f'"name" in the config is "{name}": give the name of a folder below save_dir.')
-    new = save_dir / config["name"] / (run_id or datetime.now().strftime("%m%d_%H%M%S"))
-    goes_on = False
+    chosen = save_dir / name / (run_id or datetime.now().strftime("%m%d_%H%M%S"))
     if checkpoint and resume and not run_id and (resume.parent / "config.json").exists():
-        before = checkpoint.get("config") or {}
         last = resume.parent / "last.pth"
         further = last != resume and _progress_of(last) > _progress(checkpoint)
-        section = before.get("trainer")
-        save_dir = section.get("save_dir") if isinstance(section, Mapping) else None
-        moved = (before.get("name"), save_dir) != (
-            config["name"],
-            config["trainer"].get("save_dir"),
-        )
-        goes_on = not further and not moved
-    return distributed.from_first_process(resume.parent if goes_on else new)
+        if not further and _named_place(checkpoint.get("config") or {}) == _named_place(config.config):
+            chosen = resume.parent
+    return distributed.from_first_process(chosen)
+
+
+def _named_place(config: Mapping) -> tuple:
+    """Where a config wants its runs."""
+    section = config.get("trainer")
+    return config.get("name"), section.get("save_dir") if isinstance(section, Mapping) else None
 
 
 def _progress(checkpoint: Mapping) -> tuple[int, int]:
@@ -97,43 +95,3 @@ def _check_unused(run_dir: Path) -> None:
         last = run_dir / "last.pth"
         chosen = last if last in saved or not saved else saved[-1]
         raise UserError(f"{run_dir} holds a run already: go on with -r {chosen}, or give another --run_id.")
-
-
-@contextmanager
-def results_folder(checkpoint: Path, job: str, output: Path | None = None) -> Iterator[Path]:
-    """Folder of a job's results: `output`, or results/CHECKPOINT/JOB beside the checkpoint. Created and
-    locked; messages go to its log.txt as well.
-
-    Entered once config and checkpoint are known to be right, and before anything is computed that could be lost. All
-    processes enter it, and the first one writes there.
-
-    Raises:
-        UserError: it cannot be created, holds results of another job, or another evaluation is at work in it.
-    """
-    folder = output or results_dir(checkpoint, job)
-    with ExitStack() as stack:
-
-        def open_folder() -> None:
-            make_folder(folder)
-            other = job_of(folder)
-            if other not in (None, job):
-                raise UserError(f"{folder} holds results of {other}: give another --output for those of {job}.")
-            stack.enter_context(locked(folder, "choose another --output"))
-            stack.enter_context(file_log(get_logger(), folder / "log.txt"))
-
-        distributed.by_first_process(open_folder)
-        yield folder
-
-
-def job_of(folder: Path) -> str | None:
-    """The job whose results a folder holds; None where there are none, or of an earlier version."""
-    try:
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    job = content.get("job") if isinstance(content, dict) else None
-    return job if isinstance(job, str) else None
-
-
-def results_dir(checkpoint: Path, job: str) -> Path:
-    return checkpoint.parent / "results" / checkpoint.stem / job

@@ -43,14 +43,6 @@ def compiled(network: nn.Module, device: torch.device, precision: str) -> nn.Mod
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
 
-def thumbnails(images: Tensor) -> Tensor:
-    """Small pictures of the first images of a batch: [B, 3, H, W] -> [16 at most, 3, 64 at most, .] in 0..1."""
-    shown = images[:16].float()
-    if shown.shape[-1] > 64:
-        shown = nn.functional.interpolate(shown, scale_factor=64 / shown.shape[-1], mode="area")
-    return (shown - shown.amin()) / (shown.amax() - shown.amin())
-
-
 class Trainer(BaseTrainer):
     """One criterion, one network, one data loader.
 
@@ -162,7 +154,9 @@ class Trainer(BaseTrainer):
             if min(shard_sizes) < 2:
                 continue  # files that cannot be decoded were left out, and batch norm cannot train on one image
             if done.step == 1 and epoch == self.start_epoch:
-                self.tensorboard.images("input/images", thumbnails(images), epoch)
+                shown = images[:16].float()
+                shown = (shown - shown.amin()) / (shown.amax() - shown.amin())
+                self.tensorboard.images("input/images", shown, epoch)
             self.update.shard_weight = len(target) * len(shard_sizes) / sum(shard_sizes)
             images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield images, target.to(self.device, non_blocking=True)
