@@ -21,7 +21,7 @@ from utils.errors import UserError, printable
 from utils.parse_config import read_json
 from utils.reference_config import from_reference
 
-LONGEST_LINE = 480  # characters
+LONGEST_LINE = 480  # characters: four lines of a wide terminal
 
 
 def describe(path: Path) -> str:
@@ -52,13 +52,10 @@ def describe(path: Path) -> str:
         "can be resumed": "yes" if "optimizer" in content and "format" in content else "no, weights alone",
         "not resolved": ", ".join(content.get("foreign", [])) or None,
     }
-    return "\n".join(f"{key + ':':<16}{_short(value)}" for key, value in lines.items() if value is not None)
-
-
-def _short(value: object) -> str:
-    """One line of a terminal's width times four at the most, without control characters."""
-    text = printable(str(value))
-    return text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]} ..."
+    shown = {key: printable(str(value)) for key, value in lines.items() if value is not None}
+    return "\n".join(
+        f"{key + ':':<16}{text[:LONGEST_LINE]}{' ...' * (len(text) > LONGEST_LINE)}" for key, text in shown.items()
+    )
 
 
 def convert(
@@ -99,33 +96,13 @@ def convert(
         load_weights(network, state, source)
         note = f"Fits {config['arch']['type']}." + (f" Left out: {', '.join(surplus)}." if surplus else "")
     if to == "tade":
-        kept = {
-            key: content[key]
-            for key in ("cls_num_list", "class_map", "class_names", "fingerprint", "seed", "selected_by", "seconds")
-            if key in content
-        }
-        save_checkpoint(
-            target,
-            {
-                "model": state,
-                "config": config or None,
-                "epoch": content.get("epoch"),
-                "best": content.get("best"),
-                **kept,
-            },
-        )
+        kept = "epoch best cls_num_list class_map class_names fingerprint seed selected_by seconds".split()
+        description = {key: content[key] for key in kept if key in content}
+        save_checkpoint(target, {"model": state, "config": config or None, **description})
     else:
+        description = {"arch": config.get("arch", {}).get("type"), "epoch": content.get("epoch"), "config": config}
         buffer = io.BytesIO()
-        torch.save(
-            {
-                "arch": config.get("arch", {}).get("type"),
-                "epoch": content.get("epoch"),
-                "state_dict": state,
-                "monitor_best": content.get("best"),
-                "config": config,
-            },
-            buffer,
-        )
+        torch.save({**description, "monitor_best": content.get("best"), "state_dict": state}, buffer)
         write_atomically(target, buffer.getbuffer())
     return f"{note} Written in {'this project' if to == 'tade' else 'the reference'}'s format: {target}"
 

@@ -1,5 +1,6 @@
 """Files made to exhaust or to deceive whoever reads them, each a few kilobytes at the most."""
 
+import codecs
 import collections
 import io
 import pickle
@@ -10,70 +11,38 @@ from pathlib import Path
 
 import torch
 
-MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03." + pickle.dumps({"little_endian": True}, 2)
-
 
 class Call:
-    """Pickles as a call of something by its name."""
+    """Pickles as a call of a function, and as setting items of what it gives."""
 
-    def __init__(self, name: str, *arguments):
-        self.name, self.arguments = name, arguments
+    def __init__(self, function: Callable, *arguments, items=()):
+        self.reduced = function, arguments, None, None, iter(items)
 
-
-class Pair:
-    """Pickles as a dict of one key, which may be one that takes for ever to hash."""
-
-    def __init__(self, key, value):
-        self.key, self.value = key, value
-
-
-class _Pickler(pickle._Pickler):
-    dispatch = dict(pickle._Pickler.dispatch)
-
-    def save_call(self, call: Call):
-        module, _, name = call.name.rpartition(".")
-        self.write(b"c" + module.encode() + b"\n" + name.encode() + b"\n")
-        self.save(call.arguments)
-        self.write(pickle.REDUCE)
-
-    dispatch[Call] = save_call
-
-    def save_pair(self, pair: Pair):
-        self.write(pickle.EMPTY_DICT)
-        self.save(pair.key)
-        self.save(pair.value)
-        self.write(pickle.SETITEM)
-
-    dispatch[Pair] = save_pair
-
-    def persistent_id(self, item):
-        return item.pid if isinstance(item, Storage) else None
-
-    def save_storage_type(self, kind: type):
-        self.write(b"ctorch\nFloatStorage\n")
-
-
-class FloatStorage:
-    pass
-
-
-_Pickler.dispatch[type(FloatStorage)] = _Pickler.save_storage_type
+    def __reduce__(self):
+        return self.reduced
 
 
 class Storage:
-    """A storage of some number of floats, whatever is there."""
+    """Pickles as a storage of some number of floats, whatever is there."""
 
-    def __init__(self, count: int, key: str = "0", legacy: bool = False):
-        self.pid = ("storage", FloatStorage, key, "cpu", count) + ((None,) if legacy else ())
+    def __init__(self, count: int):
+        self.pid = ("storage", torch.FloatStorage, "0", "cpu", count)
 
 
-def tensor(storage: Storage, size: tuple, stride: tuple) -> Call:
-    return Call("torch._utils._rebuild_tensor_v2", storage, 0, size, stride, False, Call("collections.OrderedDict"))
+class Pickler(pickle.Pickler):
+    def persistent_id(self, item):
+        return item.pid if isinstance(item, Storage) else None
+
+
+def tensor(count: int, size: tuple, stride: tuple = (1,)) -> Call:
+    """A tensor in a storage of `count` floats; its shape is an object of its own, as in torch's files."""
+    shape = tuple(list(size)), tuple(list(stride))
+    return Call(torch._utils._rebuild_tensor_v2, Storage(count), 0, *shape, False, collections.OrderedDict())
 
 
 def dumped(content) -> bytes:
     buffer = io.BytesIO()
-    _Pickler(buffer, 2).dump(content)
+    Pickler(buffer, 2).dump(content)
     return buffer.getvalue()
 
 
@@ -84,12 +53,22 @@ def archive(path: Path, data: bytes, storage: bytes = bytes(16), compression: in
         file.writestr("a/version", b"3\n")
 
 
-def with_model(**more) -> bytes:
-    """A small checkpoint's pickle with more in it."""
-    return dumped({"format": 1, "model": {"w": tensor(Storage(4), (4,), (1,))}, "epoch": 1, **more})
+def zipped(data: bytes, **options) -> Callable[[Path], None]:
+    return lambda path: archive(path, data, **options)
 
 
-def shared_lists(kind: Callable) -> object:
+def model(*of_tensor, **options) -> Callable[[Path], None]:
+    return zipped(dumped({"model": {"w": tensor(*of_tensor)}}), **options)
+
+
+def config(value) -> Callable[[Path], None]:
+    """A small checkpoint with something in its config."""
+    content = {"format": 1, "model": {"w": tensor(4, (4,))}, "epoch": 1, "config": value}
+    return lambda path: archive(path, dumped(content))
+
+
+def shared(kind: Callable) -> object:
+    """Sixty levels of lists or tuples, each twice the one below: 2^60 when written out."""
     nested: object = kind()
     for _ in range(60):
         nested = kind([nested, nested])
@@ -102,13 +81,9 @@ def endless() -> list:
     return circle
 
 
-def deep(levels: int) -> bytes:
-    return b"\x80\x02" + b"]" * levels + b"a" * (levels - 1) + b"."
-
-
 def overlapping(path: Path) -> None:
-    """A hundred records that are all the same bytes."""
-    archive(path, with_model(), bytes(100_000))
+    """Three hundred entries that are all the same bytes."""
+    archive(path, b"", bytes(100_000))
     data = path.read_bytes()
     start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
     entries = data[start:end].split(b"PK\1\2")[1:]
@@ -116,51 +91,33 @@ def overlapping(path: Path) -> None:
     path.write_bytes(data[:start] + table + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 303, 303, len(table), start, 0))
 
 
-def big_storage_claimed(path: Path) -> None:
-    content = {"model": {"w": tensor(Storage(550_000_000, legacy=True), (550_000_000,), (1,))}}
-    path.write_bytes(MAGIC + dumped(content) + dumped(["0"]) + struct.pack("<q", 550_000_000))
-
-
-def legacy(data: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(MAGIC + data + dumped([])) and None
-
-
-def zipped(data: bytes, **options) -> Callable[[Path], None]:
-    return lambda path: archive(path, data, **options)
-
-
-def many_views(path: Path) -> None:
-    views = {f"w{i}": tensor(Storage(250_000), (250_000,), (1,)) for i in range(3000)}
-    archive(path, dumped({"model": views}), bytes(1_000_000))
-
-
-def deflated(path: Path) -> None:
-    content = {"model": {"w": tensor(Storage(5_000_000), (5_000_000,), (1,))}}
-    archive(path, dumped(content), bytes(20_000_000), zipfile.ZIP_DEFLATED)
-
+VIEWS = {f"w{i}": tensor(250_000, (250_000,)) for i in range(3000)}
+DEEP = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
 
 #: Name -> writes the file.
 BOMBS: dict[str, Callable[[Path], None]] = {
-    "a storage of 2.2 GB in 339 bytes": big_storage_claimed,
-    "the same in an archive": zipped(dumped({"model": {"w": tensor(Storage(550_000_000), (550_000_000,), (1,))}})),
-    "one number as a tensor of 4 GB": zipped(dumped({"model": {"w": tensor(Storage(1), (10**9,), (0,))}})),
-    "three thousand views of one storage": many_views,
-    "a deflated storage": deflated,
-    "three hundred records in one place": overlapping,
-    "a memo of 2^31 places": legacy(b"\x80\x02}r\xff\xff\xff\x7f."),
-    "a text of 3.8 GB": legacy(b"\x80\x02X\xff\xff\xff\xe0abc."),
-    "a frame of 3.8 GB": legacy(b"\x80\x04\x95\xff\xff\xff\xe0\0\0\0\0abc."),
-    "a bytearray of 2 GB": zipped(with_model(config=Call("builtins.bytearray", 2_000_000_000))),
+    "a storage of 2.2 GB in 339 bytes": model(550_000_000, (550_000_000,)),
+    "a tensor larger than its storage": model(4, (550_000_000,)),
+    "one number as a tensor of 4 GB": model(1, (10**9,), (0,), storage=bytes(4)),
+    "a tensor of a thousand dimensions": model(4, (1,) * 1000, (1,) * 1000),
+    "a tensor of negative size": model(4, (-4, -1), (1, 1)),
+    "three thousand views of one storage": zipped(dumped({"model": VIEWS}), storage=bytes(1_000_000)),
+    "a deflated storage": model(5_000_000, (5_000_000,), storage=bytes(20_000_000), compression=zipfile.ZIP_DEFLATED),
+    "three hundred entries in one place": overlapping,
+    "a memo of 2^31 places": zipped(b"\x80\x02}r\xff\xff\xff\x7f."),
+    "a text of 3.8 GB": zipped(b"\x80\x02X\xff\xff\xff\xe0abc."),
+    "a frame of 3.8 GB": zipped(b"\x80\x04\x95\xff\xff\xff\xe0\0\0\0\0abc."),
+    "a number of eight million bits": config(1 << 8_000_000),
     "twenty million dicts": zipped(b"\x80\x02" + b"}" * 20_000_000 + b"."),
-    "shared lists without end": zipped(with_model(config={"arch": shared_lists(list)})),
-    "a list that holds itself": zipped(with_model(config={"arch": endless()})),
-    "tuples without end as a key": zipped(with_model(config=Pair(shared_lists(tuple), 1))),
-    "tuples without end in a set": zipped(with_model(config=Call("builtins.set", [shared_lists(tuple)]))),
-    "lists without end as a text": zipped(with_model(config={"name": Call("builtins.str", shared_lists(list))})),
-    "lists a hundred thousand deep": zipped(deep(100_000)),
-    "a number of eight million bits": zipped(with_model(epoch=1 << 8_000_000)),
-    "a tensor of a thousand dimensions": zipped(dumped({"model": {"w": tensor(Storage(4), (1,) * 1000, (1,) * 1000)}})),
-    "a tensor of negative size": zipped(dumped({"model": {"w": tensor(Storage(4), (-4, -1), (1, 1))}})),
+    "lists a hundred thousand deep": zipped(DEEP),
+    "a bytearray of 2 GB": config(Call(bytearray, 2_000_000_000)),
+    "bytes that take for ever to encode": config(
+        Call(codecs.encode, "".join(map(chr, range(256, 40_000))), "punycode")
+    ),
+    "a list that holds itself": config({"arch": endless()}),
+    "shared lists without end": config({"arch": shared(list)}),
+    "tuples without end as a key": config(Call(collections.OrderedDict, items=[(shared(tuple), 1)])),
+    "tuples without end in a set": config(Call(set, [shared(tuple)])),
 }
 
 
@@ -168,10 +125,5 @@ def network_bomb(path: Path, arguments: dict) -> None:
     """A checkpoint whose config asks for an enormous network."""
     arch = {"type": "ResNet32Model", "args": {"num_classes": 10, "num_experts": 2, **arguments}}
     loader = {"type": "ImbalanceDigitsDataLoader", "args": {"batch_size": 32}}
-    content = {
-        "format": 1,
-        "model": collections.OrderedDict(w=torch.zeros(3)),
-        "epoch": 1,
-        "config": {"name": "x", "arch": arch, "data_loader": loader},
-    }
-    torch.save(content, path)
+    weights = collections.OrderedDict(w=torch.zeros(3))
+    torch.save({"format": 1, "model": weights, "config": {"name": "x", "arch": arch, "data_loader": loader}}, path)

@@ -4,8 +4,10 @@ import itertools
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SLOW
@@ -19,19 +21,9 @@ from utils.torch_file import read_torch_file
 
 def content() -> dict:
     torch.manual_seed(0)
-    weights = {
-        "conv.weight": torch.randn(4, 3),
-        "bn.running_var": torch.rand(3),
-        "bn.num_batches_tracked": torch.ones(()),
-    }
-    return {
-        "model": weights,
-        "epoch": 3,
-        "config": {"name": "x", "trainer": {"epochs": 5}},
-        "cls_num_list": [5, 4],
-        "best": 0.5,
-        "seconds": 1.5,
-    }
+    weights = {"conv.weight": torch.randn(4, 3), "bn.running_var": torch.rand(3), "bn.tracked": torch.ones(())}
+    config = {"name": "x", "trainer": {"epochs": 5}}
+    return {"model": weights, "epoch": 3, "config": config, "cls_num_list": [5, 4], "best": 0.5, "seconds": 1.5}
 
 
 def same(first: dict, second: dict) -> bool:
@@ -45,26 +37,18 @@ def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path, capsys):
     """Names, sizes, pickle, weights, checksums: a part of the bytes, or with FUZZ_CASES=10000 each in three ways."""
     save_checkpoint(tmp_path / "a.pth", content())
     data, expected = (tmp_path / "a.pth").read_bytes(), load_checkpoint(tmp_path / "a.pth")
+    weight = data.index(content()["model"]["conv.weight"].numpy().tobytes())
     refused, flips = 0, list(itertools.product(range(len(data)), (1, 0x40, 0xFF)))[:: 1 if SLOW else 13]
     for place, bits in flips:
         (tmp_path / "b.pth").write_bytes(data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :])
         try:
             assert same(expected, load_checkpoint(tmp_path / "b.pth")), place
-        except UserError:
+        except UserError as error:
+            assert not weight <= place < weight + 48 or "checksum in it is wrong" in str(error)
             refused += 1
     with capsys.disabled():
         print(f"\n{len(flips)} damaged files: {refused} refused, {len(flips) - refused} unchanged in content")
     assert refused > len(flips) / 4  # the rest is padding and dates
-
-
-def test_the_flipped_bit_of_a_weight_is_named_as_a_checksum(tmp_path):
-    save_checkpoint(tmp_path / "a.pth", content())
-    data = bytearray((tmp_path / "a.pth").read_bytes())
-    place = data.index(content()["model"]["conv.weight"].numpy().tobytes())
-    data[place + 3] ^= 0x40  # of the exponent: the weight becomes some 1e38 times as large
-    (tmp_path / "a.pth").write_bytes(data)
-    with pytest.raises(UserError, match="checksum of .*/data/0 in it is wrong"):
-        load_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -72,13 +56,11 @@ def test_the_flipped_bit_of_a_weight_is_named_as_a_checksum(tmp_path):
 def test_weights_and_buffers_that_are_no_numbers_are_refused(tmp_path, name, value):
     state = content()
     state["model"][name].flatten()[-1] = value
-    save_checkpoint(tmp_path / "a.pth", state)
-    with pytest.raises(UserError, match=f"{name} is infinite or not a number; give an earlier checkpoint"):
-        load_checkpoint(tmp_path / "a.pth")
-    state["model"][name] = state["model"][name].to(torch.bfloat16)
-    save_checkpoint(tmp_path / "a.pth", state)
-    with pytest.raises(UserError, match="infinite or not a number"):
-        load_checkpoint(tmp_path / "a.pth")
+    for dtype in (torch.float32, torch.bfloat16):
+        state["model"][name] = state["model"][name].to(dtype)
+        save_checkpoint(tmp_path / "a.pth", state)
+        with pytest.raises(UserError, match=f"{name} is infinite or not a number; give an earlier checkpoint"):
+            load_checkpoint(tmp_path / "a.pth")
 
 
 def test_integers_and_empty_tensors_are_always_finite(tmp_path):
@@ -87,8 +69,7 @@ def test_integers_and_empty_tensors_are_always_finite(tmp_path):
     assert load_checkpoint(tmp_path / "a.pth")["model"].keys() == state.keys()
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_tensors_come_back_as_torch_reads_them(tmp_path, legacy):
+def test_what_torch_saves_comes_back(tmp_path):
     base = torch.arange(24.0)
     tensors = {
         "transposed": base.reshape(4, 6).t(),
@@ -99,26 +80,39 @@ def test_tensors_come_back_as_torch_reads_them(tmp_path, legacy):
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "scalar": torch.tensor(3),
     }
-    torch.save(tensors, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
-    ours, _ = read_torch_file(tmp_path / "a.pth")
+    others = {"numpy": [np.int64(4), np.float64(0.25)], "same": [base, base], "bytes": b"a\xff", 3: {(1, "x")}}
+    torch.save({**tensors, **others}, tmp_path / "a.pth")
+    ours, foreign = read_torch_file(tmp_path / "a.pth")
     for name, tensor in tensors.items():
         assert torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype, name
-        assert ours[name].stride() == tensor.stride(), name
+        assert ours[name].stride() == tensor.stride() and not ours[name].requires_grad, name
     assert ours["part"].untyped_storage().data_ptr() == ours["whole"].untyped_storage().data_ptr()
+    assert ours["numpy"] == [4, 0.25] and type(ours["numpy"][0]) is int
+    assert ours["bytes"] == b"a\xff" and ours[3] == {(1, "x")} and "numpy.dtype" in foreign
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_tensors_of_other_kinds_are_not_weights(tmp_path):
-    kinds = {
-        "sparse": torch.eye(3).to_sparse(),
-        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
-        "meta": torch.zeros(3, device="meta"),
-    }
-    for name, tensor in kinds.items():
-        torch.save({"model": {"w": tensor}}, tmp_path / "a.pth")
-        with pytest.raises(UserError, match="a.pth (holds no network weights|is truncated or not a checkpoint)"):
-            load_checkpoint(tmp_path / "a.pth")
-            pytest.fail(name)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        lambda: torch.zeros(3, device="meta"),
+    ],
+)
+def test_tensors_of_other_kinds_are_not_weights(tmp_path, make):
+    torch.save({"model": {"w": make()}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="sparse, quantized or otherwise not of plain numbers"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_an_archive_that_two_readers_understand_differently_is_refused(tmp_path):
+    """torch finds parts whatever the case of their names: here it would read another pickle than the checked one."""
+    save_checkpoint(tmp_path / "a.pth", content())
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+        archive.writestr(archive.namelist()[0].replace("data.pkl", "DATA.PKL"), b"\x80\x02}.")
+    with pytest.raises(UserError, match="its parts are named twice"):
+        load_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("make", [torch.empty, lambda *n: torch.zeros(n), lambda *n: torch.ones(list(n))])
@@ -129,8 +123,6 @@ def test_a_network_may_be_a_million_elements_larger_than_twice_its_weights(make)
         make(999, 1000)
         with pytest.raises(UserError, match="much larger than its weights"):
             make(11, 100)
-    with SizeLimit({}), pytest.raises(UserError, match="much larger"):
-        make(1001, 1000)
 
 
 READ_ALL = """
@@ -155,19 +147,14 @@ for path in sys.argv[1:]:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_bombs_are_refused_in_500_mb(tmp_path):
     """Under a limit on memory: one that is asked for more ends in MemoryError, not in a sentence."""
-    paths = []
-    for number, write in enumerate(BOMBS.values()):
-        paths.append(tmp_path / f"{number}.pth")
-        write(paths[-1])
+    paths = [tmp_path / f"{number}.pth" for number in range(len(BOMBS))]
+    for path, write in zip(paths, BOMBS.values(), strict=True):
+        write(path)
     for number, arguments in enumerate(({"num_experts": 200_000}, {"layer3_output_dim": 10**6})):
         paths.append(tmp_path / f"network{number}.pth")
         network_bomb(paths[-1], arguments)
-    done = subprocess.run(
-        [sys.executable, "-c", READ_ALL.format(root=str(ROOT)), *map(str, paths)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", READ_ALL.format(root=str(ROOT)), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     sentences = [json.loads(line) for line in done.stdout.splitlines()]
     for name, sentence in zip([*BOMBS, "experts", "width"], sentences, strict=True):

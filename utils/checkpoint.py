@@ -6,13 +6,15 @@
 import contextlib
 import hashlib
 import io
+import json
 import math
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,9 +22,6 @@ from utils.errors import UserError
 from utils.torch_file import Damaged, Foreign, read_torch_file
 
 FORMAT = 1
-
-#: What no checkpoint's containers come near.
-DEEPEST, MOST_VALUES = 64, 300_000
 
 #: Seconds after which a half-written file belongs to no living process.
 LEFT_BEHIND = 3600
@@ -128,10 +127,9 @@ def load_checkpoint(path: str | Path) -> dict:
         raise UserError(f"The checkpoint {path} cannot be read ({error.strerror}): mend that first.") from error
     except Damaged as error:
         raise _not_whole(path, str(error)) from error
-    check_plain(content, path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no checkpoint (a {type(content).__name__}): give a file that train.py wrote.")
-    content = _normalize(content, path)
+    content = _entries(content, path)
     check_finite(content["model"], path)
     return content if "format" in content else {**content, "foreign": sorted(foreign)}
 
@@ -176,26 +174,6 @@ def load_weights(model: torch.nn.Module, state: dict, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def check_plain(content: object, path: str | Path) -> None:
-    """Raise UserError where containers are nested without end or hold more than any checkpoint does.
-
-    Lists that share their parts can be small in a file and endless to walk: every visit counts.
-    """
-    visits = 0
-    waiting = [(content, 0)]
-    while waiting:
-        item, depth = waiting.pop()
-        visits += 1
-        if depth > DEEPEST or visits > MOST_VALUES:
-            raise _not_whole(Path(path), "its lists are nested without end")
-        if isinstance(item, dict):
-            waiting += [(part, depth + 1) for part in (*item.keys(), *item.values())]
-        elif isinstance(item, (list, tuple, set)):
-            waiting += [(part, depth + 1) for part in item]
-        elif isinstance(item, Foreign):
-            waiting.append((item.state, depth + 1))
-
-
 def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Raise UserError where a weight or a buffer is infinite or not a number; integers always are."""
     for name, tensor in state.items():
@@ -206,128 +184,77 @@ def check_finite(state: Mapping[str, torch.Tensor], path: str | Path) -> None:
             )
 
 
-def _whole(least: int = 0, most: int = 2**62) -> Callable[[object], bool]:
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def _number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # type: ignore[arg-type]
-
-
-def _list_of(check: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, list) and all(map(check, value))
-
-
-def _optimizer(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("state"), dict)
-        and all(isinstance(entry, dict) for entry in value["state"].values())
-        and _list_of(lambda group: isinstance(group, dict) and isinstance(group.get("params"), list))(
-            value.get("param_groups")
-        )
-    )
-
-
-def _random(value: object) -> bool:
-    def state(part: object) -> bool:
-        return isinstance(part, torch.Tensor) and part.dtype == torch.uint8 and part.dim() == 1
-
-    return isinstance(value, dict) and state(value.get("torch")) and _list_of(state)(value.get("cuda", []))
-
-
-def _mid_epoch(value: object) -> bool:
-    def own(part: object) -> bool:
-        return (
-            isinstance(part, dict)
-            and _random(part.get("random"))
-            and all(isinstance(part.get(name), torch.Tensor) for name in ("sums", "mixup"))
-            and part["sums"].shape == (3,)
-            and _whole()(part.get("skipped"))
-        )
-
-    return (
-        isinstance(value, dict)
-        and _whole(1)(value.get("step"))
-        and _whole(value["step"])(value.get("steps"))
-        and _number(value.get("seconds"))
-        and _list_of(own)(value.get("processes"))
-        and bool(value["processes"])
-    )
-
-
-def _weights(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
-
-
-def _text(value: object) -> bool:
-    return isinstance(value, str) and len(value) < 10_000
-
-
-def _table(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _json(value: object) -> bool:
+def _json(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _json(part) for key, part in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(_json, value))
-    return isinstance(value, (str, int, float, type(None)))
+    return all(map(_json, value)) if isinstance(value, list | tuple) else isinstance(value, str | int | float | None)
 
+
+def _weights(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind: a type, a check, a list of one kind, or a dict of them; other keys are free."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(part, kind[0]) for part in value)
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(_fits(value.get(name), part) for name, part in kind.items())
+    if kind is int:
+        return type(value) is int and 0 <= value <= 2**62
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e300
+    if kind is str:
+        return isinstance(value, str) and len(value) < 10_000
+    return isinstance(value, kind) if isinstance(kind, type) else kind(value)
+
+
+PROCESS = {"random": dict, "sums": torch.Tensor, "mixup": torch.Tensor, "skipped": int}
+MID_EPOCH = {"step": int, "steps": int, "seconds": float, "processes": [PROCESS]}
 
 #: What a checkpoint's entries are; each may also be None.
-ENTRIES: dict[str, Callable[[object], bool]] = {
-    "format": _whole(),
+ENTRIES: dict[str, Any] = {
+    "format": int,
     "config": lambda value: isinstance(value, dict) and _json(value),
-    "epoch": _whole(),
-    "cls_num_list": _list_of(_whole()),
-    "class_map": _list_of(_whole()),
-    "class_names": _list_of(_text),
+    "epoch": int,
+    "cls_num_list": [int],
+    "class_map": [int],
+    "class_names": [str],
     "fingerprint": lambda value: isinstance(value, dict) and _json(value),
-    "seed": _whole(),
-    "selected_by": _text,
-    "device": _text,
+    "seed": int,
+    "selected_by": str,
+    "device": str,
     "precision": lambda value: value in ("fp32", "bf16", "fp16"),
-    "best": _number,
-    "best_epoch": _whole(),
-    "checks_since_best": _whole(),
-    "seconds": lambda value: _number(value) and value >= 0,  # type: ignore[operator]
-    "optimizer": _optimizer,
-    "scheduler": lambda value: isinstance(value, dict) and _whole()(value.get("last_epoch")),
-    "scaler": _table,
-    "random": _random,
-    "random_of_processes": _list_of(_random),
-    "mid_epoch": _mid_epoch,
+    "best": float,
+    "best_epoch": int,
+    "checks_since_best": int,
+    "seconds": float,
+    "optimizer": dict,
+    "scheduler": {"last_epoch": int},
+    "scaler": dict,
+    "random": dict,
+    "random_of_processes": [dict],
+    "mid_epoch": lambda value: _fits(value, MID_EPOCH) and 0 < value["step"] <= value["steps"] and value["processes"],
     "ema": _weights,
 }
 
 
-def _normalize(content: dict, path: Path) -> dict:
-    if "model" not in content:  # the reference calls it state_dict; a bare state dict has neither
-        state = content.get("state_dict", content)
-        best = content.get("monitor_best")
-        content = {
-            "model": state,
-            "epoch": content.get("epoch"),
-            "config": _foreign_config(content.get("config")),
-            "best": float(best) if _number(best) else None,
-        }
-    state = content["model"]
-    names_and_tensors = isinstance(state, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
-    )
-    if not names_and_tensors or not state:
+def _entries(content: dict, path: Path) -> dict:
+    """The checked entries of a checkpoint; of another project's those that mean the same here."""
+    state = content.get("model", content.get("state_dict", content))  # the reference's, or a bare state dict
+    if not state or not _weights(state):
         raise UserError(f"{path} holds no network weights: give a file that train.py wrote.")
-    for name, check in ENTRIES.items():
-        if content.get(name) is not None and not check(content[name]):
-            if "format" in content or name in ("config", "epoch", "cls_num_list"):
-                raise _not_whole(path, f'its "{name}" is not what train.py writes')
-            del content[name]  # a stranger's, who means something else by it
-    content["model"] = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if 4 * path.stat().st_size < sum(tensor.nbytes for tensor in content["model"].values()):
+    if 4 * path.stat().st_size < sum(tensor.nbytes for tensor in state.values()):
         raise _not_whole(path, "its weights are larger than the file")
-    return content
+    model = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if "format" in content:
+        for name, pattern in ENTRIES.items():
+            if content.get(name) is not None and not _fits(content[name], pattern):
+                raise _not_whole(path, f'its "{name}" is not what train.py writes')
+        return {**content, "model": model}
+    found = {"best": content.get("monitor_best"), **content, "config": _foreign_config(content.get("config"))}
+    known = {name: found[name] for name, pattern in ENTRIES.items() if name in found and _fits(found[name], pattern)}
+    return {"epoch": None, "config": None, **known, "model": model}
 
 
 def _not_whole(path: Path, reason: str) -> UserError:
@@ -337,18 +264,10 @@ def _not_whole(path: Path, reason: str) -> UserError:
     )
 
 
-def _foreign_config(config: object) -> dict | None:
+def _foreign_config(config: Any) -> dict | None:
     """The plain dict inside the reference's pickled config object, if there is one."""
     if isinstance(config, Foreign) and isinstance(config.state, dict):
-        config = next((v for k, v in config.state.items() if k in ("_config", "config")), None)
+        config = config.state.get("_config") or config.state.get("config")
     if not isinstance(config, dict):
         return None
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        return value if isinstance(value, (int, float, str, bool, type(None))) else None
-
-    return plain(config)
+    return json.loads(json.dumps(config, default=lambda value: None, skipkeys=True))
