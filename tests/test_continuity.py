@@ -49,12 +49,10 @@ def test_another_training_is_named_and_refused(started, change, named):
         train({**started["config"], **change}, resume=started["last"])
 
 
-@pytest.mark.parametrize(("count", "said"), [(5, "1; 2; 3; 4; 5; undo"), (7, "1; 2; 3; 4; 5 (and 2 more); undo")])
-def test_five_differences_are_named_and_the_rest_counted(monkeypatch, count, said):
-    monkeypatch.setattr(continuity, "changes", lambda *_: [str(n) for n in range(1, count + 1)])
-    with pytest.raises(UserError) as refused:
+def test_five_differences_are_named_and_the_rest_counted(monkeypatch):
+    monkeypatch.setattr(continuity, "changes", lambda *_: list("1234567"))
+    with pytest.raises(UserError, match=r"trained otherwise: 1; 2; 3; 4; 5 \(and 2 more\); undo"):
         continuity.check_continuity({}, "last.pth", make_config({}), [], {}, allow=False)
-    assert f"trained otherwise: {said}" in str(refused.value)
 
 
 def test_allowed_changes_are_said_and_taken(started, capsys):
@@ -70,13 +68,11 @@ def test_free_changes_are_taken_without_a_word(started, capsys):
     free = {
         "optimizer;args;lr": 0.02,
         "lr_scheduler;args;step1": 7,
-        "trainer;save_period": 2,
         "trainer;monitor": "max val_few",
         "data_loader;args;distributions": ["uniform"],
         "data_loader;args;num_workers": 2,
         "data_loader;args;shuffle": True,  # what the default says
         "metrics": ["top5_accuracy"],
-        "n_gpu": 2,
     }
     assert train({**started["config"], **free}, resume=started["last"])["epoch"] == 2
     assert "otherwise" not in capsys.readouterr().out
@@ -100,14 +96,6 @@ def test_other_images_are_noticed(started, monkeypatch, part):
         train(started["config"], resume=started["last"])
 
 
-def test_checkpoints_of_earlier_versions_go_on(started):
-    content = load_checkpoint(started["last"])
-    del content["fingerprint"], content["config"]["seed"]  # a seed that nobody named was 1
-    save_checkpoint(started["last"], content)
-    assert train(started["config"], resume=started["last"])["epoch"] == 2
-    assert load_run(started["last"]).checkpoint.fingerprint.keys() == {"labels", "pixels"}
-
-
 def test_the_fingerprint_of_lists_depends_on_order_and_boundaries(tmp_path):
     def of(text: str) -> dict:
         from data_loader.data_loaders import ListDataLoader
@@ -128,33 +116,26 @@ def test_the_fingerprint_of_lists_depends_on_order_and_boundaries(tmp_path):
 
 def test_evaluation_says_when_the_training_list_is_another(tmp_path, capsys):
     """Of as many images a class; no image is read."""
-    (tmp_path / "train.txt").write_text("a.png 0\nb.png 0\nc.png 1\n")
-    (tmp_path / "test.txt").write_text("x.png 0\ny.png 1\n")
     lists = {f"{split}_list": str(tmp_path / f"{split}.txt") for split in ("train", "test")}
     loader = {"data_dir": str(tmp_path), "batch_size": 8, "image_size": 32, "num_workers": 0, **lists}
     arch = {"type": "ResNet32Model", "args": {"num_classes": 2}}
     config = {"name": "x", "arch": arch, "data_loader": {"type": "ListDataLoader", "args": loader}}
+    (tmp_path / "train.txt").write_text("a.png 0\nb.png 0\nc.png 1\n")
+    (tmp_path / "test.txt").write_text("x.png 0\ny.png 1\n")
     checked = make_config(config)
-    content = {
-        "model": checked.build("arch").state_dict(),
-        "config": config,
-        "epoch": 1,
-        "cls_num_list": [2, 1],
-        "fingerprint": checked.build("data_loader").fingerprint(),
-    }
-    save_checkpoint(tmp_path / "a.pth", content)
-    load_run(tmp_path / "a.pth")
-    assert "other images" not in capsys.readouterr().out
-    (tmp_path / "train.txt").write_text("a.png 0\nb.png 1\nc.png 0\n")
-    load_run(tmp_path / "a.pth")
-    assert "as many of each class: their labels differ." in capsys.readouterr().out
-    (tmp_path / "train.txt").write_text("a.png 0\nB.png 0\nc.png 1\n")
-    load_run(tmp_path / "a.pth")
-    assert "as many of each class: their paths differ." in capsys.readouterr().out
-    del content["fingerprint"]  # of an earlier version
-    save_checkpoint(tmp_path / "a.pth", content)
-    load_run(tmp_path / "a.pth")
-    assert "other images" not in capsys.readouterr().out
+    content = {"model": checked.build("arch").state_dict(), "config": config, "epoch": 1, "cls_num_list": [2, 1]}
+    fingerprint = checked.build("data_loader").fingerprint()
+    for now, recorded, said in (
+        ("a.png 0\nb.png 0\nc.png 1\n", fingerprint, ""),
+        ("a.png 0\nb.png 1\nc.png 0\n", fingerprint, "as many of each class: their labels differ."),
+        ("a.png 0\nB.png 0\nc.png 1\n", fingerprint, "as many of each class: their paths differ."),
+        ("a.png 0\nB.png 0\nc.png 1\n", None, ""),
+    ):
+        save_checkpoint(tmp_path / "a.pth", {**content, "fingerprint": recorded})
+        (tmp_path / "train.txt").write_text(now)
+        load_run(tmp_path / "a.pth")
+        printed = capsys.readouterr().out
+        assert said in printed and ("other images" in printed) == bool(said)
 
 
 def test_results_record_what_was_trained_on(small_run, tmp_path):
@@ -218,30 +199,16 @@ def test_states_that_do_not_fit_are_one_sentence(started, entry, value):
 
 def test_a_config_that_is_not_understood_gives_way_to_ones_own(started):
     content = load_checkpoint(started["last"])
-    content["config"] |= {"trainer": [], "visualization": {}}
-    save_checkpoint(started["last"], content)
-    config = {**started["config"], "optimizer": {**content["config"]["optimizer"]}}
-    with pytest.raises(UserError, match="visualization"):
-        train(config, resume=started["last"])
-    del content["config"]["visualization"]
+    content["config"]["trainer"] = []
     save_checkpoint(started["last"], content)
     with pytest.raises(UserError, match="its config cannot be compared .*--allow_changes"):
-        train(config, resume=started["last"])
-    assert train(config, resume=started["last"], allow_changes=True)["epoch"] == 2
+        train(started["config"], resume=started["last"])
+    assert train(started["config"], resume=started["last"], allow_changes=True)["epoch"] == 2
 
 
-def test_defaults_are_filled_in(small_run):
-    complete = make_config(small_run["config"]).complete()
-    assert complete["data_loader"]["args"]["shuffle"] is True and complete["trainer"]["mixup_alpha"] == 0.0
-    assert "shuffle" not in small_run["config"]["data_loader"]["args"]
-
-
-def test_a_config_without_a_seed_has_seed_1(small_run, tmp_path):
-    config = {key: value for key, value in small_run["config"].items() if key != "seed"}
-    config["trainer"] = {**config["trainer"], "epochs": 1, "save_dir": str(tmp_path)}
-    expected, found = load_checkpoint(small_run["last"]), load_checkpoint(train(config)["last"])
-    assert found["seed"] == 1
-    assert all(torch.equal(tensor, found["model"][name]) for name, tensor in expected["model"].items())
-    fingerprint = expected["fingerprint"]
-    for checkpoint, now in ((found, small_run["config"]), (expected, config)):
-        assert continuity.changes(checkpoint, make_config(now), expected["cls_num_list"], fingerprint) == []
+def test_a_config_without_a_seed_has_seed_1(small_run):
+    content = load_checkpoint(small_run["last"])
+    unnamed = {key: value for key, value in small_run["config"].items() if key != "seed"}
+    for old, now in ((unnamed, small_run["config"]), (small_run["config"], unnamed)):
+        found = continuity.changes({**content, "config": old}, make_config(now), content["cls_num_list"], {})
+        assert content["seed"] == 1 and found == []
