@@ -16,8 +16,9 @@ import torch
 from model.backbones.multi_expert import experts_in
 from trainer.build import SizeLimit
 from trainer.registry import make_config
-from utils.checkpoint import load_checkpoint, load_weights, position, save_checkpoint, sha256, write_atomically
+from utils.checkpoint import load_checkpoint, load_weights, position, save_checkpoint, sha256
 from utils.errors import UserError, printable
+from utils.files import write_atomically
 from utils.parse_config import read_json
 from utils.reference_config import from_reference
 

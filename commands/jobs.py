@@ -31,9 +31,9 @@ from trainer.registry import AGGREGATORS, make_config
 from trainer.training import train
 from utils import distributed
 from utils.bad_images import FILE_NAME, write_list
-from utils.checkpoint import load_checkpoint, write_atomically, write_together
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.files import make_folder
+from utils.files import make_folder, write_atomically, write_together
 from utils.logger import get_logger
 from utils.reference_config import config_of
 from utils.signals import StopSignals

@@ -30,9 +30,8 @@ from model.metric import shot_groups
 from report.tables import png
 from utils.bad_images import bad_images_sentence
 from utils.bad_images import write_list as write_bad_images
-from utils.checkpoint import write_atomically
 from utils.errors import UserError, printable
-from utils.files import make_folder
+from utils.files import make_folder, write_atomically
 from utils.logger import get_logger, progress
 
 MANIFEST = Path(__file__).resolve().parents[1] / "data_txt" / "manifest.json"

@@ -14,9 +14,8 @@ from evaluation.results_folder import results_dir
 from trainer.registry import COMPONENTS, make_config
 from trainer.schedule import moved_schedule
 from trainer.training import training_config
-from utils.checkpoint import write_atomically
 from utils.errors import UserError, unknown
-from utils.files import make_folder
+from utils.files import make_folder, write_atomically
 from utils.parse_config import ConfigParser, merge, parameters_of, parse_assignment, read_json
 
 CONFIGS = Path("configs")

@@ -11,7 +11,7 @@ from evaluation.results import Results
 from model.metric import shot_groups
 from report.comparison_page import Evaluated, comparison_page
 from report.tables import markdown_lines, png, weight_columns, weights_figure
-from utils.checkpoint import write_atomically
+from utils.files import write_atomically
 
 NAMES = {"softmax": "Softmax", "ride": "RIDE", "tade": "TADE"}
 GROUPS = tuple(shot_groups([1]))  # many, medium, few

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from evaluation.results import CheckpointRecord
 from tade import Calibration, fit_calibration, prior_free_logits
-from utils.checkpoint import write_atomically
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.logger import get_logger
 
 SHOWN_CLASSES = 10  # names in a message

@@ -29,9 +29,8 @@ from evaluation import LoadedRun, load_run  # noqa: E402
 from evaluation.adaptation import ViewsOf, view_source, views_of_some  # noqa: E402
 from report.tables import console_table, png  # noqa: E402
 from tade import GivenPriorAggregator, PriorAggregator, StabilityAggregator  # noqa: E402
-from utils.checkpoint import write_atomically  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.files import make_folder
+from utils.files import make_folder, write_atomically
 
 PARTS = (0, 1 / 4, 5 / 12, 7 / 12, 3 / 4, 1)  # of the stream, and the skew there in units of forward50's
 SKEWS = (1, 1, 0, 0, -1, -1)

@@ -12,8 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.results import short_table
-from utils.checkpoint import write_together
-from utils.files import make_folder
+from utils.files import make_folder, write_together
 
 
 def format_table(table: pd.DataFrame) -> pd.DataFrame:

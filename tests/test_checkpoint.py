@@ -12,8 +12,9 @@ from hostile import archive
 
 from commands.convert_checkpoint import main
 from model.model import ResNet32Model
-from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256, write_together
+from utils.checkpoint import load_checkpoint, load_weights, save_checkpoint, sha256
 from utils.errors import UserError
+from utils.files import write_together
 
 
 @pytest.fixture(scope="module")

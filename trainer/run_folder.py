@@ -8,8 +8,9 @@ from pathlib import Path
 
 from utils import distributed
 from utils.bad_images import FILE_NAME
-from utils.checkpoint import load_checkpoint, whole_epochs, write_atomically
+from utils.checkpoint import load_checkpoint, whole_epochs
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.lock import NAME as LOCK
 from utils.lock import locked
 from utils.logger import get_logger

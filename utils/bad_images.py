@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.checkpoint import write_atomically
 from utils.errors import UserError
+from utils.files import write_atomically
 
 #: Of the list of bad images, in a folder of results or of a run.
 FILE_NAME = "bad_images.csv"
