@@ -48,8 +48,8 @@ def deployed(folder: Path, images: Tensor, views: tuple[Tensor, Tensor]) -> Tens
 
 
 def main(arguments: list[str] | None = None) -> None:
+    from evaluation import load_run, predict
     from evaluation.prediction import with_images
-    from trainer import load_run, predict
     from utils.errors import UserError
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import zlib
@@ -119,6 +120,16 @@ def start_small_run(folder: Path, **trainer) -> dict:
     last = train(config, run_id="one")["last"]
     config["trainer"]["epochs"] = 2
     return {"last": last, "config": config}
+
+
+@pytest.fixture(scope="session")
+def trained_digits(tmp_path_factory) -> str:
+    """Path of a fully trained network's checkpoint: that of `make demo`, 16 channels wide.
+
+    A copy, as results are written beside a checkpoint. Tests of what a network has learned use it: the accuracy of a
+    network trained here would differ between processors.
+    """
+    return str(shutil.copy(GOLDEN / "digits_tade.pth", tmp_path_factory.mktemp("trained") / "last.pth"))
 
 
 @pytest.fixture(scope="session")

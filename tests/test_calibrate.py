@@ -29,10 +29,10 @@ NAMES = ["forward10", "uniform"]
 
 
 @pytest.fixture
-def last(digits_run, tmp_path) -> Path:
+def last(trained_digits, tmp_path) -> Path:
     """A copy of the run's checkpoint, so that files beside it are a test's own."""
     path = tmp_path / "last.pth"
-    path.write_bytes(Path(digits_run["last"]).read_bytes())
+    path.write_bytes(Path(trained_digits).read_bytes())
     return path
 
 

@@ -104,27 +104,27 @@ def test_selections_equal_a_pass_over_each_distribution(network):
 
 
 @pytest.fixture
-def plain_run(digits_run):
-    return evaluation.load_run(digits_run["last"])
+def plain_run(trained_digits):
+    return evaluation.load_run(trained_digits)
 
 
-def views_of_run(digits_run, crops, **more):
-    return evaluation.load_run(digits_run["last"], overrides={"averaged_views": crops, **more})
+def views_of_run(trained_digits, crops, **more):
+    return evaluation.load_run(trained_digits, overrides={"averaged_views": crops, **more})
 
 
-def test_averaged_logits_are_the_mean_of_explicit_passes(digits_run, plain_run):
-    run = views_of_run(digits_run, 3)
+def test_averaged_logits_are_the_mean_of_explicit_passes(trained_digits, plain_run):
+    run = views_of_run(trained_digits, 3)
     assert run.mild_views == [0, 2, 3, 4]  # digits have no mirror image
     passes = [expert_logits(run.network, run.loader.mild_view_batches(n), CPU, "view") for n in run.mild_views]
     assert torch.equal(passes[0], plain_run.test_logits)
     torch.testing.assert_close(run.test_logits, torch.stack(passes).mean(dim=0), atol=1e-5, rtol=1e-5)
-    assert torch.equal(run.test_logits, views_of_run(digits_run, 3).test_logits)
-    assert not torch.equal(run.test_logits, views_of_run(digits_run, 3, seed=9).test_logits)
+    assert torch.equal(run.test_logits, views_of_run(trained_digits, 3).test_logits)
+    assert not torch.equal(run.test_logits, views_of_run(trained_digits, 3, seed=9).test_logits)
 
 
-def test_without_averaged_views_nothing_changes(digits_run, plain_run, monkeypatch):
+def test_without_averaged_views_nothing_changes(trained_digits, plain_run, monkeypatch):
     monkeypatch.setattr(type(plain_run.loader), "mild_view_batches", None)  # none is asked for
-    off = views_of_run(digits_run, 0)
+    off = views_of_run(trained_digits, 0)
     assert torch.equal(off.test_logits, plain_run.test_logits)
     expected = evaluation.evaluate(plain_run).to_json()
     assert "averaged_views" not in expected["config"] and expected["protocol"] == (
@@ -137,8 +137,8 @@ def test_without_averaged_views_nothing_changes(digits_run, plain_run, monkeypat
     assert adapted.protocol.endswith("; predictions on un-augmented images.")
 
 
-def test_every_figure_is_of_the_averaged_logits_and_the_protocol_says_so(digits_run):
-    run = views_of_run(digits_run, 2)
+def test_every_figure_is_of_the_averaged_logits_and_the_protocol_says_so(trained_digits):
+    run = views_of_run(trained_digits, 2)
     views = "3 averaged views of the test images (image, random crops: 2)"
     logits, all_images = run.test_logits, np.arange(500)
     equal = evaluation.evaluate(run, names=["uniform"])
@@ -156,8 +156,8 @@ def test_every_figure_is_of_the_averaged_logits_and_the_protocol_says_so(digits_
     torch.testing.assert_close(predicted.log_probabilities, torch.log_softmax(logits.mean(1), 1), atol=1e-5, rtol=0)
 
 
-def test_the_mirror_image_is_named_where_there_is_one(digits_run):
-    run = views_of_run(digits_run, 4)
+def test_the_mirror_image_is_named_where_there_is_one(trained_digits):
+    run = views_of_run(trained_digits, 4)
     run.loader.mirror = True
     assert views_text(run) == "6 averaged views of the test images (image, mirror image, random crops: 4)"
 
@@ -176,8 +176,8 @@ class FullSize(TorchDispatchMode):
         return result
 
 
-def test_averaging_keeps_one_tensor_of_all_logits(digits_run):
-    run = views_of_run(digits_run, 4)
+def test_averaging_keeps_one_tensor_of_all_logits(trained_digits):
+    run = views_of_run(trained_digits, 4)
     with FullSize((500, 3, 10)) as full:
         logits = run.test_logits
     assert full.places == {logits.data_ptr()}
@@ -269,8 +269,8 @@ class CountsPredictions(Aggregator):
         return {"prior": self.prior.tolist(), "note": None}
 
 
-def test_an_aggregator_without_views_or_weights_goes_all_the_way(digits_run, monkeypatch):
-    run = evaluation.load_run(digits_run["last"])
+def test_an_aggregator_without_views_or_weights_goes_all_the_way(trained_digits, monkeypatch):
+    run = evaluation.load_run(trained_digits)
     monkeypatch.setattr(type(run.loader), "two_view_batches", None)  # no pass is paid for views
     results = evaluation.adapt(run, CountsPredictions, names=["forward10", "uniform"])
     assert list(results.distributions) == ["forward10", "uniform"] and "CountsPredictions" in results.protocol
@@ -282,8 +282,8 @@ def test_an_aggregator_without_views_or_weights_goes_all_the_way(digits_run, mon
         evaluation.adapt(run, CountsPredictions, stream=True)
 
 
-def test_from_python_without_a_command_line(digits_run):
-    run = evaluation.load_run(digits_run["last"], device="cpu", overrides={"seed": 3})
+def test_from_python_without_a_command_line(trained_digits):
+    run = evaluation.load_run(trained_digits, device="cpu", overrides={"seed": 3})
     assert run.num_experts == 3 and run.expert_log_priors.shape == (3, 10) and run.seed == 3
     torch.testing.assert_close(run.expert_log_priors[1], torch.zeros(10))
     torch.testing.assert_close(run.log_prior.exp() * sum(run.cls_num_list), torch.tensor(run.cls_num_list).float())
@@ -297,8 +297,8 @@ def test_from_python_without_a_command_line(digits_run):
     assert list(evaluation.evaluate(run, names="uniform").distributions) == ["uniform"]
 
 
-def test_predicting_images_in_memory(digits_run):
-    run = evaluation.load_run(digits_run["last"])
+def test_predicting_images_in_memory(trained_digits):
+    run = evaluation.load_run(trained_digits)
     images = run.loader.test_set.images[:20]
     plain = evaluation.predict(run, images)
     torch.testing.assert_close(
@@ -313,7 +313,7 @@ def test_predicting_images_in_memory(digits_run):
         evaluation.predict(run, "photos")
 
 
-def test_the_checkpoint_is_read_once(digits_run, monkeypatch):
+def test_the_checkpoint_is_read_once(trained_digits, monkeypatch):
     import evaluation.loaded_run as module
 
     calls, original = [], module.load_checkpoint
@@ -323,14 +323,14 @@ def test_the_checkpoint_is_read_once(digits_run, monkeypatch):
         return original(path)
 
     monkeypatch.setattr(module, "load_checkpoint", counted)
-    evaluation.load_run(digits_run["last"])
+    evaluation.load_run(trained_digits)
     assert len(calls) == 1
 
 
-def test_only_an_oracle_could_see_a_label(digits_run):
+def test_only_an_oracle_could_see_a_label(trained_digits):
     """What an aggregator learns does not change when every test label does."""
     short = {"aggregator": {"type": "StabilityAggregator", "args": {"epochs": 2}}}
-    run, shuffled = (evaluation.load_run(digits_run["last"], overrides=short) for _ in range(2))
+    run, shuffled = (evaluation.load_run(trained_digits, overrides=short) for _ in range(2))
     distributions = run.loader.test_distributions()
     shuffled.loader.test_distributions = lambda: distributions  # the same images, their labels hidden
     images, targets = shuffled.loader.test_set
@@ -374,12 +374,12 @@ def test_the_protocol_says_how_it_was_learned():
         assert protocol_of(aggregator, streaming, 8, "x") == f"{said}predictions on x."
 
 
-def test_results_name_the_aggregator_that_the_config_chose(digits_run):
+def test_results_name_the_aggregator_that_the_config_chose(trained_digits):
     section = {"aggregator": {"type": "EMAggregator", "args": {"steps": 3}}}
-    run = evaluation.load_run(digits_run["last"], overrides=section)
+    run = evaluation.load_run(trained_digits, overrides=section)
     chosen = evaluation.adapt(run, names=["uniform"])
     assert chosen.config["aggregator"] == {"type": "EMAggregator", "args": {"steps": 3}}
-    run = evaluation.load_run(digits_run["last"])
+    run = evaluation.load_run(trained_digits)
     assert "aggregator" not in evaluation.adapt(run, EMAggregator, names=["uniform"]).config  # not the config's
 
 

@@ -63,10 +63,10 @@ def test_only_what_forgets_follows_a_turning_stream(turning):
     assert off[turning.FORGETS] < 0.4 < off[turning.REMEMBERS]
 
 
-def test_a_turning_stream_of_a_checkpoint(turning, digits_run, tmp_path, capsys):
-    turning.main(["-r", digits_run["last"], "-o", str(tmp_path), "--images", "330", "--batch", "32", "--seed", "2"])
+def test_a_turning_stream_of_a_checkpoint(turning, trained_digits, tmp_path, capsys):
+    turning.main(["-r", trained_digits, "-o", str(tmp_path), "--images", "330", "--batch", "32", "--seed", "2"])
     content = json.loads((tmp_path / "stream.json").read_text())
-    assert content["checkpoint"]["sha256"] == sha256(digits_run["last"]) and content["seed"] == 2
+    assert content["checkpoint"]["sha256"] == sha256(trained_digits) and content["seed"] == 2
     assert "the oracle" in content["protocol"] and content["forgetting"] == 0.99
     batches = content["batches"]
     assert [entry["images"] for entry in batches] == [32] * 10 + [10]
@@ -80,13 +80,13 @@ def test_a_turning_stream_of_a_checkpoint(turning, digits_run, tmp_path, capsys)
     assert (tmp_path / "stream.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert str(tmp_path / "stream.png") in printed and turning.ORACLE in printed
-    turning.main(["-r", digits_run["last"], "-o", str(tmp_path), "--images", "330", "--batch", "32", "--seed", "2"])
+    turning.main(["-r", trained_digits, "-o", str(tmp_path), "--images", "330", "--batch", "32", "--seed", "2"])
     assert json.loads((tmp_path / "stream.json").read_text()) == content
 
 
 @pytest.mark.parametrize("wrong", [["--batch", "0"], ["--images", "50"], ["--forgetting", "1"], ["-r", "none.pth"]])
-def test_what_a_turning_stream_refuses(turning, digits_run, tmp_path, wrong):
+def test_what_a_turning_stream_refuses(turning, trained_digits, tmp_path, wrong):
     with pytest.raises(SystemExit) as stopped:
-        turning.main(["-r", digits_run["last"], "-o", str(tmp_path / "out"), *wrong])
+        turning.main(["-r", trained_digits, "-o", str(tmp_path / "out"), *wrong])
     assert str(stopped.value).endswith(".") and "\n" not in str(stopped.value)
     assert not (tmp_path / "out").exists()

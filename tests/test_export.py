@@ -172,8 +172,8 @@ def test_the_card_says_what_it_is_and_its_code_runs(exported, monkeypatch, capsy
     assert len(re.findall("class [0-9]", capsys.readouterr().out)) == 8
 
 
-def test_figures_stand_in_the_card_if_they_are_of_this_checkpoint(digits_run, tmp_path):
-    last = Path(shutil.copy(digits_run["last"], tmp_path / "last.pth"))  # other tests leave results beside digits_run
+def test_figures_stand_in_the_card_if_they_are_of_this_checkpoint(trained_digits, tmp_path):
+    last = Path(shutil.copy(trained_digits, tmp_path / "last.pth"))
     assert figures_of(tmp_path / "net.pth", "") == ""
     script("test").main(Options(checkpoint=last, device="cpu"))
     assert "uniform" in figures_of(last, sha256(last)) and "uniform" not in figures_of(last, "other")

@@ -602,11 +602,11 @@ def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     assert table["probability"].between(1 / 3, 1).all() and sum(predicted["weights"]) == pytest.approx(1)
 
 
-def test_predicting_a_folder_without_images(digits_run, tmp_path):
+def test_predicting_a_folder_without_images(trained_digits, tmp_path):
     with pytest.raises(UserError, match="no image file under"):
         list_folder(tmp_path)
     with pytest.raises(UserError, match="no image file under"):
-        script("predict_folder").main(Options({}, Path(digits_run["last"]), images=tmp_path))
+        script("predict_folder").main(Options({}, Path(trained_digits), images=tmp_path))
 
 
 def test_images_in_both_lists_are_warned_of(folder, capsys):

@@ -38,18 +38,18 @@ SINGLE_VIEW = {**RECOMMENDED, "averaged_views": 0}
 
 
 @pytest.fixture(scope="module")
-def named(digits_run, tmp_path_factory) -> Path:
+def named(trained_digits, tmp_path_factory) -> Path:
     """A checkpoint with class names in it."""
     path = tmp_path_factory.mktemp("named") / "last.pth"
-    save_checkpoint(path, {**load_checkpoint(digits_run["last"]), "class_names": NAMES})
+    save_checkpoint(path, {**load_checkpoint(trained_digits), "class_names": NAMES})
     return path
 
 
 @pytest.fixture(scope="module")
-def photos(digits_run, tmp_path_factory) -> Path:
+def photos(trained_digits, tmp_path_factory) -> Path:
     """A folder of 60 digits as PNG, six of every class."""
     folder = tmp_path_factory.mktemp("photos")
-    test_set = load_run(digits_run["last"], "cpu").loader.test_set
+    test_set = load_run(trained_digits, "cpu").loader.test_set
     for c in range(10):
         for k, index in enumerate((test_set.targets == c).nonzero().flatten()[:6].tolist()):
             Image.fromarray(test_set.images[index].permute(1, 2, 0).numpy()).save(folder / f"{k}_{c}.png")
@@ -102,8 +102,8 @@ def test_lists_are_not_needed(photos, tmp_path, kind, capsys):
     assert mix["class"].tolist() == ["ant", "bee", "cat"] and mix["training_images"].tolist() == [6, 4, 2]
 
 
-def test_the_same_predictions_with_the_data_and_without(digits_run, photos):
-    with_data, without = (load_run(digits_run["last"], "cpu", SINGLE_VIEW, data=data) for data in (True, False))
+def test_the_same_predictions_with_the_data_and_without(trained_digits, photos):
+    with_data, without = (load_run(trained_digits, "cpu", SINGLE_VIEW, data=data) for data in (True, False))
     assert with_data.loader.has_data and not without.loader.has_data
     tables = [predict(r, photos, r.make_aggregator).table() for r in (with_data, without)]
     assert tables[0].equals(tables[1]) and torch.equal(with_data.expert_log_priors, without.expert_log_priors)
@@ -117,8 +117,8 @@ def test_equal_weights_beside_the_prediction(run, photos):
     torch.testing.assert_close(probability, expected.max(dim=1).values)
 
 
-def test_what_needs_the_data_says_so(digits_run, tmp_path):
-    run = load_run(digits_run["last"], "cpu", data=False)
+def test_what_needs_the_data_says_so(trained_digits, tmp_path):
+    run = load_run(trained_digits, "cpu", data=False)
     listed = load_run(list_checkpoint(tmp_path), "cpu", data=False)
     for needing in (
         lambda: evaluation.evaluate(run),
