@@ -3,12 +3,10 @@ import os
 import pickle
 import secrets
 import subprocess
-import sys
-import types
 
 import pytest
 import torch
-from hostile import archive
+from hostile import Call, archive
 
 from commands.convert_checkpoint import main
 from model.model import ResNet32Model
@@ -90,57 +88,28 @@ def test_another_architecture_is_named(network, other, message):
         load_weights(ResNet32Model(*other), network.state_dict(), "some.pth")
 
 
-def reference_checkpoint(path, network, config_state):
-    """A pickle with an object of a class that is not there when it is read, as the reference's checkpoints have."""
-    module = types.ModuleType("parse_config")
-    module.ConfigParser = type("ConfigParser", (), {"__module__": "parse_config"})
-    sys.modules["parse_config"] = module
-    try:
-        config = module.ConfigParser()
-        config.__dict__.update(config_state)
-        state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
-        content = {"arch": "Model", "epoch": 200, "monitor_best": 0.5, "config": config, "state_dict": state}
-        torch.save(content, path)
-    finally:
-        del sys.modules["parse_config"]
-
-
-class Hostile:
-    """Runs a command when an ordinary pickle reader meets it."""
-
-    def __init__(self, function, witness):
-        self.function, self.witness = function, witness
-
-    def __reduce__(self):
-        return self.function, (f"touch {self.witness}",)
-
-
 def test_nothing_in_a_checkpoint_is_run(tmp_path, network, capsys):
-    path, witness = tmp_path / "hostile.pth", tmp_path / "witness"
-    state = network.state_dict()
-    torch.save({"state_dict": state, "epoch": 7, "config": Hostile(subprocess.getoutput, witness)}, path)
+    path, witness, state = tmp_path / "hostile.pth", tmp_path / "witness", network.state_dict()
+    torch.save({"state_dict": state, "epoch": 7, "config": Call(subprocess.getoutput, f"touch {witness}")}, path)
     content = load_checkpoint(path)
     assert content["epoch"] == 7 and content["config"] is None
     main(["inspect", str(path)])
     text = capsys.readouterr().out
-    assert "getoutput" in text and "epoch:          7" in text and "experts:        2" in text
-    assert sha256(path) in text
-    torch.save({"state_dict": state, "config": Hostile(os.system, witness)}, path)  # what torch never takes
+    assert "getoutput" in text and "epoch:          7" in text and "experts:        2" in text and sha256(path) in text
+    torch.save({"state_dict": state, "config": Call(os.system, f"touch {witness}")}, path)  # what torch never takes
     with pytest.raises(UserError):
         load_checkpoint(path)
-    path.write_bytes(pickle.dumps(Hostile(os.system, witness)))
+    path.write_bytes(pickle.dumps(Call(os.system, f"touch {witness}")))
     with pytest.raises(UserError):
         load_checkpoint(path)
     assert not witness.exists()
 
 
 def test_a_file_cannot_change_what_it_names(tmp_path):
-    """BUILD with slot state sets attributes: here of the function that rebuilds tensors."""
-    hostile = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__K\x01K\x02\x86s\x86b."
+    """BUILD with slot state sets attributes, for an ordinary reader: here of the function that rebuilds tensors."""
     before = torch._utils._rebuild_tensor_v2.__defaults__
-    assert pickle.loads(hostile).__defaults__ == (1, 2)  # an ordinary reader does it
-    torch._utils._rebuild_tensor_v2.__defaults__ = before
-    archive(tmp_path / "hostile.pth", hostile)
+    attributes = b"N}X\x0c\x00\x00\x00__defaults__K\x01K\x02\x86s\x86b."
+    archive(tmp_path / "hostile.pth", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + attributes)
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "hostile.pth")
     assert torch._utils._rebuild_tensor_v2.__defaults__ == before
@@ -259,10 +228,19 @@ NETWORK = {
 }
 
 
+class ConfigParser:
+    """As the reference's checkpoints have: torch does not know it, and it is never imported."""
+
+    def __init__(self, config):
+        self._config, self.resume = config, None
+
+
 def test_convert_from_the_reference_and_back(tmp_path, network):
     source, ours, back = (tmp_path / f"{name}.pth" for name in ("reference", "ours", "back"))
-    reference_checkpoint(source, network, {"_config": {"name": "x", "arch": NETWORK}, "resume": None})
-    assert load_checkpoint(source)["foreign"] == ["parse_config.ConfigParser"]
+    state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    config = ConfigParser({"name": "x", "arch": NETWORK})
+    torch.save({"arch": "Model", "epoch": 200, "monitor_best": 0.5, "config": config, "state_dict": state}, source)
+    assert load_checkpoint(source)["foreign"] == [f"{__name__}.ConfigParser"]
     main(["convert", str(source), str(ours)])
     content = load_checkpoint(ours)
     assert content["format"] == 1 and content["epoch"] == 200 and content["best"] == 0.5

@@ -18,7 +18,6 @@ from tade import (
     expert_log_priors,
     inverse_prior,
 )
-from tade.state import taken_up
 
 CLASSES = 12
 PI = class_prior([int(500 * 0.02 ** (c / (CLASSES - 1))) for c in range(CLASSES)])
@@ -65,13 +64,17 @@ def test_a_stream_in_two_halves_is_one_stream(kind, options):
         whole.update(logits, views)
         if seed == 3:
             state = through_a_file(first.state_dict())
-            second = make(kind, **options)
+            second, third = make(kind, **options), make(kind, **options)
             second.load_state_dict(state)
             first.update(*batch(99))  # changes neither the state nor the one that took it up
             first = second
         first.update(logits, views)
+    third.load_state_dict(state)
+    for seed in range(3, 6):
+        third.update(*batch(seed))
     logits, _ = batch(7, images=50)
     assert torch.equal(first.predict(logits), whole.predict(logits)) and first.report() == whole.report()
+    assert torch.equal(third.predict(logits), whole.predict(logits))
     fresh = make(kind, **options).predict(logits)
     assert torch.equal(fresh, whole.predict(logits)) == (kind is GivenPriorAggregator)
 
@@ -85,73 +88,62 @@ def test_an_estimate_is_kept_for_other_images(kind):
     assert other.report() == aggregator.report()
 
 
-def test_each_kind_of_state_is_refused_elsewhere():
-    states = {}
-    for name, (kind, options) in STREAMS.items():
-        aggregator = make(kind, **options)
-        for seed in range(3):
-            aggregator.update(*batch(seed))
-        states[name] = aggregator.state_dict()
-    for name, (kind, options) in STREAMS.items():
-        for other, state in states.items():
-            if STREAMS[other][0] is not kind:
-                with pytest.raises(ValueError, match="not one of this kind of aggregator"):
-                    make(kind, **options).load_state_dict(state)
-    with pytest.raises(ValueError, match="a row and a weight for each of 40 images at most"):
-        make(PriorAggregator, buffer=40).load_state_dict(states["prior"])
-    with pytest.raises(ValueError, match="looks for the bias of the scores, and this one does not"):
-        make(PriorAggregator, calibration=[1.0, 0.0, 0.0]).load_state_dict(states["forgetting, small buffer"])
-    held_out = batch(0, images=400)[0], torch.arange(400) % CLASSES
-    with pytest.raises(ValueError, match="not one of this kind"):
-        make(BBSEAggregator, held_out=held_out).load_state_dict(states["prior"])
-
-
-WRONG = {
-    "log_test_prior": [torch.zeros(3), torch.full((CLASSES,), math.nan), [0.0] * CLASSES],
-    "note": [3],
-    "skew": [math.nan, "1", True],
-    "sum_of_weights": [torch.ones(())],
-    "likelihoods_kept": [
-        {},
-        {"rows": None, "weights": torch.ones(3)},
-        {"rows": torch.ones(2, 3), "weights": torch.ones(2)},
-    ],
-    "turning_gauge": [torch.zeros(2, 2)],
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_damaged_state_is_refused_and_nothing_of_it_stays(name):
-    aggregator = make(PriorAggregator, forgetting=0.98)
-    aggregator.update(*batch(0))
-    logits, _ = batch(1)
-    fresh = make(PriorAggregator, forgetting=0.98).predict(logits)
-    for value in WRONG[name]:
-        other = make(PriorAggregator, forgetting=0.98)
-        other.update(*batch(2))
-        with pytest.raises(ValueError, match="state"):
-            other.load_state_dict({**aggregator.state_dict(), name: value})
-        assert torch.equal(other.predict(logits), fresh)
+HELD_OUT = batch(0, images=400)[0], torch.arange(400) % CLASSES
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("learned_by", "kind", "options", "message"),
     [
-        ("optimizer", {}),
-        ("optimizer", {"state": {0: {"momentum_buffer": torch.zeros(7)}}, "param_groups": [{"lr": 1, "params": [0]}]}),
-        ("history", torch.zeros(0, 3, dtype=torch.float64)),
-        ("history", torch.zeros(2, 5, dtype=torch.float64)),
-        ("parameter", torch.zeros(4)),
-        ("updates", 1.0),
+        ("stability", PriorAggregator, {}, "not one of this kind of aggregator"),
+        ("prior", StabilityAggregator, {}, "not one of this kind of aggregator"),
+        ("prior", GivenPriorAggregator, STREAMS["given"][1], "not one of this kind of aggregator"),
+        ("prior", BBSEAggregator, {"held_out": HELD_OUT}, "not one of this kind of aggregator"),
+        ("prior", PriorAggregator, {"buffer": 40}, "a row and a weight for each of 40 images at most"),
+        (
+            "forgetting, small buffer",
+            PriorAggregator,
+            {"calibration": [1.0, 0.0, 0.0]},
+            "looks for the bias of the scores, and this one",
+        ),
     ],
 )
-def test_a_damaged_state_of_weights_is_refused(name, value):
-    aggregator = make(StabilityAggregator)
+def test_each_kind_of_state_is_refused_elsewhere(learned_by, kind, options, message):
+    aggregator = make(STREAMS[learned_by][0], **STREAMS[learned_by][1])
+    for seed in range(3):
+        aggregator.update(*batch(seed))
+    with pytest.raises(ValueError, match=message):
+        make(kind, **options).load_state_dict(aggregator.state_dict())
+
+
+MOMENTUM = {"state": {0: {"momentum_buffer": torch.zeros(7)}}, "param_groups": [{"lr": 1, "params": [0]}]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (PriorAggregator, "log_test_prior", torch.zeros(3)),
+        (PriorAggregator, "log_test_prior", torch.full((CLASSES,), math.nan)),
+        (PriorAggregator, "note", 3),
+        (PriorAggregator, "skew", math.nan),
+        (PriorAggregator, "sum_of_weights", torch.ones(())),
+        (PriorAggregator, "likelihoods_kept", {"rows": None, "weights": torch.ones(3)}),
+        (PriorAggregator, "likelihoods_kept", {"rows": torch.ones(2, 3), "weights": torch.ones(2)}),
+        (PriorAggregator, "turning_gauge", torch.zeros(2, 2)),
+        (StabilityAggregator, "optimizer", MOMENTUM),
+        (StabilityAggregator, "history", torch.zeros(2, 5, dtype=torch.float64)),
+        (StabilityAggregator, "parameter", torch.zeros(4)),
+        (StabilityAggregator, "updates", 1.0),
+    ],
+)
+def test_a_damaged_state_is_refused_and_nothing_of_it_stays(kind, name, value):
+    options = {"forgetting": 0.98} if kind is PriorAggregator else {}
+    aggregator, other, fresh = (make(kind, **options) for _ in range(3))
     aggregator.update(*batch(0))
-    other = make(StabilityAggregator)
+    other.update(*batch(2))
     with pytest.raises(ValueError, match="state"):
         other.load_state_dict({**aggregator.state_dict(), name: value})
-    assert other.weights.tolist() == pytest.approx([1 / 3] * 3) and not other.updates
+    logits, _ = batch(1)
+    assert torch.equal(other.predict(logits), fresh.predict(logits))
 
 
 def test_an_aggregator_need_not_offer_it():
@@ -162,9 +154,3 @@ def test_an_aggregator_need_not_offer_it():
         make(Own).state_dict()
     with pytest.raises(NotImplementedError, match="Own cannot go on"):
         make(Own).load_state_dict({})
-
-
-def test_what_is_taken_up_shares_no_memory_with_the_state():
-    kept = torch.zeros(2)
-    taken_up("prior", kept, torch.ones(2)).add_(1)
-    assert kept.tolist() == [0, 0]
