@@ -193,6 +193,7 @@ class BaseTrainer(ABC):
             except UserError as error:
                 raise UserError(f"{error} {self.how_to_resume()}") from error
 
+        self.saved = self.saved or position(state)
         distributed.by_first_process(save)
         self.saved = position(state)
 

@@ -204,20 +204,22 @@ def test_going_on_from_an_earlier_checkpoint_or_under_another_name_leaves_the_ru
     assert load_checkpoint(first["last"])["epoch"] == 2
 
 
-def test_full_disk_keeps_the_earlier_checkpoint(digits_config, monkeypatch):
+@pytest.mark.parametrize(("written", "named"), [(4, "last"), (3, "model_best|checkpoint-epoch1")])
+def test_full_disk_keeps_what_is_saved(digits_config, monkeypatch, written, named):
+    """config.json, checkpoint-epoch1.pth, model_best.pth and last.pth come first."""
     original, calls = os.fsync, []
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) > 4:  # config.json and the first epoch's checkpoints are through
+        if len(calls) > written:
             raise OSError(28, "No space left on device")
         return original(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*last.pth holds everything up to epoch 1;"):
+    with pytest.raises(UserError, match=rf"No space left on device.*({named})\.pth holds everything up to epoch 1;"):
         train(digits_config, run_id="full")
     folder = Path(digits_config["trainer"]["save_dir"]) / digits_config["name"] / "full"
-    assert load_checkpoint(folder / "last.pth")["epoch"] == 1 and not list(folder.glob("*.tmp"))
+    assert not list(folder.glob("*.tmp")) and all(load_checkpoint(path)["epoch"] == 1 for path in folder.glob("*.pth"))
 
 
 @pytest.mark.gpu
