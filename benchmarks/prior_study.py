@@ -30,7 +30,7 @@ from evaluation import load_run  # noqa: E402
 from evaluation.adaptation import fit_all, two_view_logits, view_source  # noqa: E402
 from model.logits import expert_logits, selected  # noqa: E402
 from model.metric import expected_calibration_error  # noqa: E402
-from report.tables import markdown_lines, png  # noqa: E402
+from report.tables import markdown_lines  # noqa: E402
 from tade import (  # noqa: E402
     Aggregator,
     BBSEAggregator,
@@ -343,7 +343,7 @@ def main() -> None:
         table, few = study.table(), study.few_images()
         name = path.stem if path.stem != "last" else path.parent.parent.name
         (args.output / f"{name}.md").write_text(markdown(table, few, name))
-        (args.output / f"{name}.png").write_bytes(png(figure(table, name)))
+        figure(table, name).savefig(args.output / f"{name}.png", dpi=120)
         plain = table.astype(object).where(table.notna(), None)  # JSON has no NaN
         record = {"table": plain.to_dict("index"), "few_images": few.to_dict("index")}
         write_record(args.output / f"{name}.json", torch.device("cpu"), record)

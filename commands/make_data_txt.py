@@ -27,7 +27,8 @@ from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, distribution_indices
 from data_loader.file_check import check_listed_files, find_bad_images
 from data_loader.image_lists import ImageList
 from model.metric import shot_groups
-from report.tables import png
+from report.figures import counts_chart
+from report.html_page import svg_file
 from utils.bad_images import bad_images_sentence
 from utils.bad_images import write_list as write_bad_images
 from utils.errors import UserError, printable
@@ -139,7 +140,7 @@ def write_list(path: Path, entries: list[tuple[str, int]]) -> None:
 def check(list_path: Path, data_dir: Path, output: Path | None = None, num_workers: int | None = None) -> dict:
     """Decode every listed image, and count the classes.
 
-    Writes NAME_class_counts.csv and .png beside the list NAME.txt, and NAME_bad_images.csv where there are such images.
+    Writes NAME_class_counts.csv and .svg beside the list NAME.txt, and NAME_bad_images.csv where there are such images.
 
     Args:
         list_path: the list; classes.txt beside it, if any, names the classes.
@@ -170,7 +171,10 @@ def check(list_path: Path, data_dir: Path, output: Path | None = None, num_worke
     folder = output or list_path.parent
     make_folder(folder)
     write_atomically(folder / f"{list_path.stem}_class_counts.csv", os.fsencode(table.to_csv(index=False)))
-    write_atomically(folder / f"{list_path.stem}_class_counts.png", png(counts_figure(table, str(list_path))))
+    falling = table.sort_values("images", ascending=False, kind="stable")
+    columns = (falling["images"].tolist(), [printable(name) for name in falling["class"]], falling["group"].tolist())
+    chart = counts_chart(printable(str(list_path)), *columns)
+    write_atomically(folder / f"{list_path.stem}_class_counts.svg", svg_file(chart))
     get_logger().info(counts_text(table))
     bad = find_bad_images(images, num_workers)
     listed_in = write_bad_images(folder / f"{list_path.stem}_bad_images.csv", bad)
@@ -204,30 +208,6 @@ def counts_text(table: pd.DataFrame) -> str:
     half = SHOWN_CLASSES // 2
     largest, smallest = falling.head(half).to_string(index=False), falling.tail(half).to_string(index=False)
     return f"{largest}\n... {len(falling) - 2 * half} more, all in the CSV file ...\n{smallest}"
-
-
-def counts_figure(table: pd.DataFrame, title: str):
-    """Images a class as bars, the largest class first, colored by shot group, on a log axis."""
-    from matplotlib.figure import Figure
-
-    falling = table.sort_values("images", ascending=False, kind="stable").reset_index(drop=True)
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, (group, part) in enumerate(falling.groupby("group", sort=False)):
-        axes.bar(part.index, part["images"], width=1.0, color=f"C{number}", label=f"{group} ({len(part)} classes)")
-    if len(falling) <= SHOWN_CLASSES:
-        labels = [printable(name).replace("$", r"\$") for name in falling["class"]]
-        axes.set_xticks(range(len(falling)), labels, rotation=90, fontsize=7)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)  # a class of one image can be seen
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.set_xlabel("classes, the largest first")
-    axes.set_ylabel("images")
-    axes.set_title(f"Images a class: {printable(title)}".replace("$", r"\$"))
-    axes.legend()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def from_folder(folder: Path, out: Path, options: SplitOptions) -> dict[str, int]:

@@ -9,8 +9,11 @@ import pandas as pd
 
 from evaluation.results import Results
 from model.metric import shot_groups
-from report.comparison_page import Evaluated, comparison_page
-from report.tables import markdown_lines, png, weight_columns, weights_figure
+from report.charts import Chart, Series, line_chart
+from report.comparison_page import Evaluated, accuracy_series, cells_of, colors, comparison_page, learned_weights
+from report.figures import accuracy_charts
+from report.html_page import svg_file
+from report.tables import markdown_lines
 from utils.files import write_atomically
 
 NAMES = {"softmax": "Softmax", "ride": "RIDE", "tade": "TADE"}
@@ -101,59 +104,27 @@ def cost_table(runs: Sequence[Mapping], totals: Mapping[tuple[str, str], pd.Seri
     return pd.DataFrame(rows.values())
 
 
-def accuracy_figure(frame: pd.DataFrame, title: str):
-    """Accuracy over the distributions, a line a row; a band is one standard deviation over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    names = list(frame["distribution"].unique())
-    for number, (row, group) in enumerate(frame.groupby("row", sort=False)):
-        by = group.groupby("distribution", sort=False)["top1"]
-        mean, spread = by.mean().reindex(names), by.std().reindex(names).fillna(0)
-        axes.plot(names, mean, color=f"C{number}", marker="o", label=row)
-        axes.fill_between(names, mean - spread, mean + spread, color=f"C{number}", alpha=0.2)
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_ylim(bottom=0)
-    axes.set_title(title)
-    axes.tick_params(axis="x", rotation=30)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
+def charts_of(frame: pd.DataFrame) -> dict[str, Chart]:
+    """Charts of one data set's last epochs: "accuracy", "groups", and "METHOD_weights" where weights were learned."""
+    charts = {"accuracy": drawn[0] for drawn in [accuracy_charts(*accuracy_series(cells_of(frame)))] if drawn}
+    balanced = frame[frame["distribution"] == "uniform"]
+    if len(balanced):
+        charts["groups"] = groups_chart(balanced)
+    methods = dict(zip(frame["row"], frame["method"], strict=True))
+    for row, drawn in learned_weights(frame).items():
+        charts[f"{methods[row]}_weights"] = drawn[0]
+    return charts
 
 
-def groups_figure(frame: pd.DataFrame, title: str):
-    """Bars of many-, medium- and few-shot accuracy on the balanced test set."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    balanced = frame[frame["distribution"] == "uniform"].groupby("row", sort=False)[list(GROUPS)]
-    mean, spread = balanced.mean(), balanced.std().fillna(0)
-    width = 0.8 / len(mean)
-    for number, row in enumerate(mean.index):
-        places = [place + (number - (len(mean) - 1) / 2) * width for place in range(len(GROUPS))]
-        axes.bar(places, mean.loc[row].fillna(0), width, yerr=spread.loc[row], label=row)
-    axes.set_xticks(range(len(GROUPS)), [f"{group}-shot" for group in GROUPS])
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.set_ylim(bottom=0)
-    axes.set_title(title)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def figures_of(frame: pd.DataFrame, data: str) -> dict:
-    """Plots of one data set's last epochs: "accuracy", "groups", and "METHOD_weights" where weights were learned."""
-    figures = {"accuracy": accuracy_figure(frame, f"{data}: accuracy over the test class distributions")}
-    if "uniform" in set(frame["distribution"]):
-        figures["groups"] = groups_figure(frame, f"{data}: balanced test set")
-    weights = weight_columns(frame)
-    for (row, method), group in frame.groupby(["row", "method"], sort=False):
-        if row.endswith("test-time training"):
-            mean = group.groupby("distribution", sort=False)[weights].mean().dropna(axis=1)
-            figures[f"{method}_weights"] = weights_figure(mean, f"{data}, {row}: expert weights, mean over seeds")
-    return figures
+def groups_chart(balanced: pd.DataFrame) -> Chart:
+    """Accuracy of many-, medium- and few-shot classes, a line a row, means over seeds."""
+    means = balanced.groupby("row", sort=False)[list(GROUPS)].mean()
+    series = [
+        Series(str(row), [None if pd.isna(v) else v for v in values], color)
+        for (row, values), color in zip(means.iterrows(), colors(list(means.index)).values(), strict=True)
+    ]
+    label = "Top-1 accuracy on the balanced test set"
+    return line_chart(label, [f"{group}-shot" for group in GROUPS], series, "top-1 accuracy (%)", (560, 340))
 
 
 def published_table(data: str) -> pd.DataFrame | None:
@@ -225,9 +196,10 @@ def write_comparison(
                 "Full schedule, as in the paper (TADE with test-time training).",
                 markdown_lines(published, "method"),
             ]
-        for name, figure in figures_of(of_data[of_data["checkpoint"] == "last epoch"], data).items():
-            write_atomically(output / f"{data}_{name}.png", png(figure))
-            parts.append(f"![{name}]({data}_{name}.png)")
+        for name, chart in charts_of(of_data[of_data["checkpoint"] == "last epoch"]).items():
+            chart.label = f"{data}: {chart.label}"
+            write_atomically(output / f"{data}_{name}.svg", svg_file(chart))
+            parts.append(f"![{name}]({data}_{name}.svg)")
     by_hand, version = "\n".join(commands), commit()
     page = comparison_page(frame, evaluated, cost, published_tables, command, version, note, commands)
     parts = [

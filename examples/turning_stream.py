@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation import LoadedRun, load_run  # noqa: E402
 from evaluation.adaptation import ViewsOf, view_source, views_of_some  # noqa: E402
-from report.tables import console_table, png  # noqa: E402
+from report.tables import console_table  # noqa: E402
 from tade import GivenPriorAggregator, PriorAggregator, StabilityAggregator  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.files import make_folder, write_atomically
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     content |= {"protocol": __doc__.split("\n\n")[2], "accuracy": table.to_dict("index"), "batches": batches}
     write_atomically(folder / "stream.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     title = f"The class mix turns: forward50, uniform, backward50 ({run.config['name']})"
-    write_atomically(folder / "stream.png", png(plot(batches, window, title)))
+    plot(batches, window, title).savefig(folder / "stream.png", dpi=120)
     print(f"Accuracy in percent:\n{console_table(table)}")
     print(f"Figures: {folder / 'stream.json'}\nPlot:    {folder / 'stream.png'}")
 

@@ -1,17 +1,18 @@
-"""Charts for pages: what stands where in an SVG of a given size; utils/templates/charts.html draws it.
+"""Charts: what stands where in an SVG of a given size; report/templates/charts.html draws it, for pages and for files.
 
-A chart holds text as it is: the template escapes it. Colors are names of CSS classes, so that a page has them in light
-and dark.
+A chart holds text as it is: the template escapes it. Colors are names of CSS classes, so that charts follow a reader's
+light or dark mode.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 44  # margins in pixels, for axes and their labels
 LETTER = 7.0  # pixels of a letter in a tick label
 LONGEST = 16  # letters of a tick label
-NAMED = 12  # classes whose names stand along an axis
+WIDE, NARROW = (1080, 340), (330, 290)  # width and height in pixels: for a desktop, for a telephone
+SMALL = (440, 300)
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Mark:
         path: of a line or band, SVG's `d`.
         x, y, width, height: in pixels; a dot's width is its radius.
         title: shown when the pointer rests on it.
-        style: further classes: "dashed", "thin", "hollow".
+        style: further classes: "dashed", "thin", "soft".
     """
 
     kind: str
@@ -60,11 +61,47 @@ class Series:
 
 
 @dataclass
+class Point:
+    """A dot of a scatter chart: numbers on the axes, class of its color, title, pixels that it is moved to the side."""
+
+    x: float
+    y: float
+    color: str
+    title: str
+    aside: float = 0.0
+
+
+@dataclass
+class Scale:
+    """Numbers to pixels, linear or logarithmic.
+
+    Args:
+        low, high: numbers at the ends; a logarithmic scale needs positive ones.
+        start, end: pixels at the ends.
+    """
+
+    low: float
+    high: float
+    start: float = 0.0
+    end: float = 1.0
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log(max(v, 1e-12)) if self.log else v for v in (self.low, self.high, value))
+        part = (value - low) / (high - low) if high > low else 0.5
+        return round(self.start + min(max(part, 0.0), 1.0) * (self.end - self.start), 1)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        values = log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
+        return [(self(value), f"{value:g}") for value in values]
+
+
+@dataclass
 class Chart:
     """A chart, ready to be drawn.
 
     Args:
-        label: what it shows, for those who do not see it.
+        label: what it shows, for those who do not see it; the title of a chart in a file of its own.
         width, height: in pixels.
         x_label, y_label: of the axes.
         x_ticks, y_ticks: (pixel, text).
@@ -85,9 +122,7 @@ class Chart:
     turned: bool = False
     bottom: int = BOTTOM
 
-    @property
-    def left(self) -> int:
-        return LEFT
+    left = LEFT
 
     @property
     def right(self) -> int:
@@ -98,30 +133,11 @@ class Chart:
         """Where the x axis is."""
         return self.height - self.bottom
 
-
-@dataclass
-class Scale:
-    """Numbers to pixels, linear or logarithmic.
-
-    Args:
-        low, high: numbers at the ends; a logarithmic scale needs positive ones.
-        start, end: pixels at the ends.
-    """
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        low, high, value = (math.log(max(v, 1e-12)) if self.log else v for v in (self.low, self.high, value))
-        part = (value - low) / (high - low) if high > low else 0.5
-        return round(self.start + min(max(part, 0.0), 1.0) * (self.end - self.start), 1)
-
-    def ticks(self, count: int = 5) -> list[tuple[float, str]]:
-        values = log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high, count)
-        return [(self(value), f"{value:g}") for value in values]
+    def scales(self, x: Scale, y: Scale) -> tuple[Scale, Scale]:
+        """Fit two scales to the chart's axes, with their ticks."""
+        x.start, x.end, y.start, y.end = LEFT, self.right, self.base, TOP
+        self.x_ticks, self.y_ticks = x.ticks(), y.ticks()
+        return x, y
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -142,53 +158,48 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [m * 10.0**p for p in powers for m in steps if low * 0.999 <= m * 10.0**p <= high * 1.001]
 
 
-def percent_range(values: Sequence[float]) -> tuple[float, float]:
-    """The part of 0..100 that an axis shows for some percentages, a little wider than they are."""
-    low, high = min(values), max(values)
-    margin = max(2.0, 0.08 * (high - low))
-    return max(0.0, low - margin), min(100.0, high + margin)
-
-
 def path_of(points: Sequence[tuple[float, float] | None]) -> str:
     """SVG's `d` of a line through points in pixels; None leaves a gap."""
     parts, move = [], True
     for point in points:
-        if point is None:
-            move = True
-            continue
-        parts.append(f"{'M' if move else 'L'}{point[0]:g},{point[1]:g}")
-        move = False
+        if point is not None:
+            parts.append(f"{'M' if move else 'L'}{point[0]:g},{point[1]:g}")
+        move = point is None
     return "".join(parts)
 
 
+def wide_and_narrow(draw: Callable[[tuple[int, int]], Chart], height: int = WIDE[1]) -> list[Chart]:
+    """The same chart for a desktop and for a telephone, where shrinking would make its text too small to read."""
+    return [draw((WIDE[0], height)), draw((NARROW[0], min(height + 10, NARROW[1])))]
+
+
 def line_chart(
-    label: str, names: Sequence[str], series: Sequence[Series], y_label: str, width: int = 1080, height: int = 340
+    label: str, names: Sequence[str], series: Sequence[Series], y_label: str, size: tuple[int, int] = WIDE
 ) -> Chart:
-    """Values over names, a line each; the names' order is theirs."""
-    room = (width - LEFT - RIGHT) / len(names)
+    """Values over names, a line each; the names' order is theirs. The y axis shows the part of 0..100 that is used."""
+    room = (size[0] - LEFT - RIGHT) / len(names)
     longest = max(map(len, names))
     turned = longest * LETTER > room
-    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
     bottom = 24 + int(min(longest, LONGEST) * 4.6) if turned else 28
-    chart = Chart(label, width, height, "", y_label, turned=turned, bottom=bottom)
-    numbers = [v for s in series for v in (*s.values, *s.low, *s.high) if v is not None]
-    y = Scale(*percent_range(numbers or [0, 100]), chart.base, TOP)
+    chart = Chart(label, *size, "", y_label, turned=turned, bottom=bottom)
+    numbers = [v for s in series for v in (*s.values, *s.low, *s.high) if v is not None] or [0, 100]
+    margin = max(2.0, 0.08 * (max(numbers) - min(numbers)))
+    y = Scale(max(0.0, min(numbers) - margin), min(100.0, max(numbers) + margin), chart.base, TOP)
     places = [round(LEFT + room * (i + 0.5), 1) for i in range(len(names))]
-    chart.x_ticks = list(zip(places, shown, strict=True))
-    chart.y_ticks = y.ticks()
+    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    chart.x_ticks, chart.y_ticks = list(zip(places, shown, strict=True)), y.ticks()
     for s in series:
         if s.low:
-            ends = [(x, v) for x, v in zip(places, s.high) if v is not None]
-            ends += [(x, v) for x, v in reversed(list(zip(places, s.low))) if v is not None]
-            band = path_of([(x, y(v)) for x, v in ends]) + "Z"
+            ends = [*zip(places, s.high, strict=True), *reversed(list(zip(places, s.low, strict=True)))]
+            band = path_of([(x, y(v)) for x, v in ends if v is not None]) + "Z"
             chart.marks.append(Mark("band", s.color, band))
     for s in series:
         points = [None if v is None else (x, y(v)) for x, v in zip(places, s.values, strict=True)]
         chart.marks.append(Mark("line", s.color, path_of(points), style=s.style))
-        for i, (name, value, point) in enumerate(zip(names, s.values, points, strict=True)):
+        titles = s.titles or [f"{n}, {s.label}: {v or 0:.1f}" for n, v in zip(names, s.values, strict=True)]
+        radius = 2.0 if "thin" in s.style else 3.5
+        for point, title in zip(points, titles, strict=True):
             if point is not None:
-                title = s.titles[i] if s.titles else f"{name}, {s.label}: {value:.1f}"
-                radius = 2.0 if "thin" in s.style else 3.5
                 chart.marks.append(Mark("dot", s.color, x=point[0], y=point[1], width=radius, title=title))
         chart.legend.append((s.color, s.style, s.label))
     return chart
@@ -196,92 +207,60 @@ def line_chart(
 
 def scatter_chart(
     label: str,
-    points: Sequence[tuple[float, float, str, str]],
+    points: Sequence[Point],
     x_label: str,
     y_label: str,
+    x: Scale,
+    y: Scale,
     legend: Sequence[tuple[str, str, str]] = (),
-    width: int = 440,
-    height: int = 300,
+    size: tuple[int, int] = SMALL,
+    diagonal: bool = False,
 ) -> Chart:
-    """Dots over a logarithmic axis: (x > 0, y in 0..100, color, title) each."""
-    chart = Chart(label, width, height, x_label, y_label, legend=list(legend))
-    xs = [p[0] for p in points]
-    x = Scale(min(xs) * 0.85, max(xs) * 1.15, LEFT, chart.right, log=True)
-    y = Scale(0, 100, chart.base, TOP)
-    chart.x_ticks, chart.y_ticks = x.ticks(), y.ticks()
+    """Dots over two axes; `diagonal` draws the line of equal x and y."""
+    chart = Chart(label, *size, x_label, y_label, legend=list(legend))
+    x, y = chart.scales(x, y)
     radius = 4.0 if len(points) <= 250 else 3.0
-    chart.marks = [Mark("dot", c, x=x(px), y=y(py), width=radius, title=t, style="soft") for px, py, c, t in points]
+    if diagonal:
+        ends = [(x(value), y(value)) for value in (max(x.low, y.low), min(x.high, y.high))]
+        chart.marks.append(Mark("line", "ink", path_of(ends), style="dashed thin"))
+    chart.marks += [
+        Mark("dot", p.color, x=x(p.x) + p.aside, y=y(p.y), width=radius, title=p.title, style="soft") for p in points
+    ]
     return chart
 
 
-def reliability_chart(
-    label: str, bins: Sequence[tuple[int, float, float]], color: str, width: int = 440, height: int = 300
-) -> Chart:
-    """Accuracy over confidence: (images, mean confidence, accuracy) of equal bins from 0 to 1, figures in percent."""
-    chart = Chart(label, width, height, "confidence (%)", "accuracy (%)")
-    x, y = Scale(0, 100, LEFT, chart.right), Scale(0, 100, chart.base, TOP)
-    chart.x_ticks, chart.y_ticks = x.ticks(), y.ticks()
-    room = 100 / len(bins)
-    for k, (images, confidence, accuracy) in enumerate(bins):
-        if images:
-            left, right, top = x(room * k) + 1, x(room * (k + 1)) - 1, y(accuracy)
-            title = f"{images} images: confidence {confidence:.1f} %, accuracy {accuracy:.1f} %"
-            height_ = max(chart.base - top, 1.0)
-            chart.marks.append(
-                Mark("bar", color, x=left, y=round(chart.base - height_, 1), width=right - left, height=height_)
-            )
-            whole = Mark("bar", "unseen", x=left, y=TOP, width=right - left, height=chart.base - TOP, title=title)
-            chart.marks.append(whole)  # so that low bars can be pointed at, too
-    diagonal = path_of([(x(0), y(0)), (x(100), y(100))])
-    chart.marks.append(Mark("line", "ink", diagonal, style="dashed"))
-    return chart
-
-
-def share_chart(
+def bin_chart(
     label: str,
-    series: Sequence[Series],
-    names: Sequence[str],
+    rows: Sequence[tuple[str, str, Sequence[float]]],
+    titles: Sequence[str],
     x_label: str,
-    width: int = 440,
-    height: int = 300,
+    y_label: str,
+    top: float = 100,
+    diagonal: bool = False,
 ) -> Chart:
-    """Shares of classes in percent, classes in the order given; few classes have dots that tell their names."""
-    chart = Chart(label, width, height, x_label, "share (%)")
-    numbers = [v for s in series for v in s.values if v is not None]
-    x = Scale(1, len(names), LEFT + 6, chart.right - 6)
-    y = Scale(0, max(max(numbers), 1e-9) * 1.08, chart.base, TOP)
-    whole = sorted({round(v) for v in linear_ticks(1, len(names), 5)} | {1})
-    if len(names) <= NAMED and max(map(len, names)) <= 5:
-        chart.x_ticks = [(x(i + 1), name) for i, name in enumerate(names)]
-    else:
-        chart.x_ticks = [(x(v), str(v)) for v in whole]
-    chart.y_ticks = y.ticks()
-    dots = len(names) <= 120
-    for s in series:
-        points = [None if v is None else (x(i + 1), y(v)) for i, v in enumerate(s.values)]
-        chart.marks.append(Mark("line", s.color, path_of(points), style=s.style))
-        for name, value, point in zip(names, s.values, points, strict=True) if dots else ():
-            if point is not None:
-                title = f"{name}, {s.label}: {value:.2f} %"
-                chart.marks.append(Mark("dot", s.color, x=point[0], y=point[1], width=2.5, title=title))
-        chart.legend.append((s.color, s.style, s.label))
-    return chart
+    """Bars over equal bins from 0 to 100, each further row narrower and in front.
 
-
-def histogram(
-    label: str, counts: Sequence[int], x_label: str, y_label: str, color: str, width: int = 440, height: int = 300
-) -> Chart:
-    """Counts in equal bins from 0 to 100."""
-    chart = Chart(label, width, height, x_label, y_label)
-    x, y = Scale(0, 100, LEFT, chart.right), Scale(0, max(max(counts), 1) * 1.05, chart.base, TOP)
-    chart.x_ticks, chart.y_ticks = x.ticks(), [tick for tick in y.ticks() if "." not in tick[1]]
-    room = 100 / len(counts)
-    for k, count in enumerate(counts):
-        if count:
-            left, right, top = x(room * k) + 1, x(room * (k + 1)) - 1, y(count)
-            title = f"{room * k:.0f} to {room * (k + 1):.0f} %: {count} images"
-            size = max(chart.base - top, 1.0)
-            chart.marks.append(
-                Mark("bar", color, x=left, y=chart.base - size, width=right - left, height=size, title=title)
-            )
+    Args:
+        rows: (color, text of the legend, values), one value a bin.
+        titles: of each bin; empty where it holds nothing.
+        top: end of the y axis.
+        diagonal: draw the line from 0 to 100.
+    """
+    legend = [(color, "", text) for color, text, _ in rows] if len(rows) > 1 else []
+    chart = Chart(label, *SMALL, x_label, y_label, legend=legend)
+    x, y = chart.scales(Scale(0, 100), Scale(0, top))
+    room = 100 / len(titles)
+    for k, title in enumerate(titles):
+        if title:
+            left, right = x(room * k) + 1, x(room * (k + 1)) - 1
+            for number, (color, _, values) in enumerate(rows):
+                inset, height = number * (right - left) / 4, max(chart.base - y(values[k]), 1.0)
+                bar = Mark(
+                    "bar", color, "", left + inset, round(chart.base - height, 1), right - left - 2 * inset, height
+                )
+                chart.marks.append(bar)
+            # So that low bars can be pointed at, too.
+            chart.marks.append(Mark("bar", "unseen", "", left, TOP, right - left, chart.base - TOP, title))
+    if diagonal:
+        chart.marks.append(Mark("line", "ink", path_of([(x(0), y(0)), (x(100), y(100))]), style="dashed"))
     return chart

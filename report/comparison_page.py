@@ -9,8 +9,8 @@ import pandas as pd
 
 from evaluation.results import Results
 from model.metric import NORMAL_QUANTILE
-from report.charts import Chart, Series, line_chart, scatter_chart
-from report.evaluation_page import MOST_DOTS, NARROW, class_points
+from report.charts import Chart, Series, wide_and_narrow
+from report.figures import MOST_DOTS, accuracy_charts, class_chart, weight_charts
 from report.html_page import render
 from report.tables import weight_columns
 
@@ -104,9 +104,9 @@ def comparison_page(
             {
                 "data": data,
                 "blocks": blocks,
-                "accuracy": accuracy_charts(cells_of(first)),
+                "accuracy": accuracy_charts(*accuracy_series(cells_of(first))),
                 "per_class": class_charts(own),
-                "weights": weight_charts(first),
+                "weights": [{"row": row, "charts": charts} for row, charts in learned_weights(first).items()],
                 "published": text_table(published[data], "method") if data in published else None,
             }
         )
@@ -228,31 +228,23 @@ def colors(rows: Sequence[str]) -> dict[str, str]:
     return {row: COLORS[number % len(COLORS)] for number, row in enumerate(rows)}
 
 
-def accuracy_charts(cells: Mapping[str, Mapping[str, Cell]]) -> list[Chart]:
-    """Accuracy over the distributions, for wide and narrow screens; a band is one standard deviation over seeds."""
+def accuracy_series(cells: Mapping[str, Mapping[str, Cell]]) -> tuple[list[str], list[Series]]:
+    """Distributions, and accuracy of each row over them; a band is one standard deviation over seeds."""
     names = list(dict.fromkeys(name for of in cells.values() for name in of))
-    if len(names) < 2:
-        return []
     series = []
     for row, color in colors(list(cells)).items():
         found = [cells[row].get(name) for name in names]
-        band = {}
+        line = Series(row, [cell and cell.mean for cell in found], color)
         if any(cell and cell.seeds > 1 for cell in found):
-            band = {
-                "low": [cell and cell.mean - cell.deviation for cell in found],
-                "high": [cell and cell.mean + cell.deviation for cell in found],
-            }
-        series.append(Series(row, [cell and cell.mean for cell in found], color, **band))
-    label = "Top-1 accuracy over the test class distributions"
-    return [
-        line_chart(label, names, series, "top-1 accuracy (%)", width, height)
-        for width, height in ((1080, 340), (NARROW, 290))
-    ]
+            line.low = [cell and cell.mean - cell.deviation for cell in found]
+            line.high = [cell and cell.mean + cell.deviation for cell in found]
+        series.append(line)
+    return names, series
 
 
 def class_charts(evaluated: Sequence[Evaluated]) -> list[Chart]:
     """Accuracy of each class on the balanced test set over its training images, means over seeds, for wide and narrow
-    screens; none where results of before do not say it."""
+    screens; none without accuracies by class."""
     found: dict[str, list] = {}
     classes = None
     for each in evaluated:
@@ -263,31 +255,20 @@ def class_charts(evaluated: Sequence[Evaluated]) -> list[Chart]:
             found.setdefault(each.row, []).append(np.array(values, dtype=float))
     if classes is None:
         return []
-    points, shades = [], colors(list(dict.fromkeys(each.row for each in evaluated)))
+    shades = colors(list(dict.fromkeys(each.row for each in evaluated)))
     names, counts = classes["names"], classes["training_images"]
     dots = len(names) * len(found) <= MOST_DOTS // 2  # there are two charts
-    for row, values in found.items():
-        points += class_points(names, counts, np.mean(values, axis=0).tolist(), row, shades[row], dots)
-    legend = [(shades[row], "", row) for row in found]
-    label = "Accuracy of each class over its training images"
-    return [
-        scatter_chart(label, points, "training images", "accuracy (%)", legend, *size)
-        for size in ((1080, 340), (NARROW, 290))
-    ]
+    rows = [(row, shades[row], np.mean(values, axis=0).tolist()) for row, values in found.items()]
+    return wide_and_narrow(lambda size: class_chart(rows, names, counts, dots, size))
 
 
-def weight_charts(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Expert weights over the distributions of each row that learned some, means over seeds."""
-    charts = []
+def learned_weights(frame: pd.DataFrame) -> dict[str, list[Chart]]:
+    """Charts of the expert weights of each row that learned some, means over seeds."""
+    charts = {}
     for row, group in frame.groupby("row", sort=False):
         columns = weight_columns(group.dropna(axis=1, how="all"))
         means = group.groupby("distribution", sort=False)[columns].mean()
         if len(columns) > 1 and len(means) > 1 and means.nunique().gt(1).any():
-            series = [
-                Series(f"expert {e + 1}", (100 * means[c]).tolist(), f"c{e % 7 + 1}") for e, c in enumerate(columns)
-            ]
             names = [str(name) for name in means.index]
-            sizes = ((1080, 250), (NARROW, 260))
-            drawn = [line_chart(f"Expert weights, {row}", names, series, "weight (%)", *size) for size in sizes]
-            charts.append({"row": row, "charts": drawn})
+            charts[str(row)] = weight_charts(f"Expert weights, {row}", names, means.values.tolist())
     return charts

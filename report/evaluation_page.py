@@ -1,7 +1,6 @@
 """report.html of an evaluation: what it says in one sentence, tables with intervals, charts and example pictures."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,18 @@ import torch
 
 from evaluation.outcomes import Outcomes, Thumbnails
 from model.metric import calibration_error, reliability
-from report.charts import Chart, Series, line_chart, reliability_chart, scatter_chart, share_chart
-from report.html_page import THUMBNAIL, Picture, render
+from report.charts import Chart
+from report.figures import (
+    MOST_DOTS,
+    accuracy_charts,
+    adapted_series,
+    class_chart,
+    class_shares,
+    mix_chart,
+    reliability_chart,
+    weight_charts,
+)
+from report.html_page import THUMBNAIL, Picture, checkpoint_settings, render
 
 JOBS = {"test": "Evaluation", "test_all": "Evaluation", "test_train": "Adaptation"}
 METHODS = {
@@ -19,12 +28,9 @@ METHODS = {
     "GivenPriorAggregator": "The given prior",
     "StabilityAggregator": "Test-time training",
 }
-NARROW = 330  # pixels: a chart on a telephone
 WORST = 10  # classes that are named
 CONFUSIONS, EXAMPLES = 6, 4  # pairs of classes, and pictures of each
 MOST_PICTURES = 240  # on a page
-MOST_DOTS = 4000  # on a page; with more classes, dots are means of classes
-CLASS_BINS = 40
 
 Pair = tuple[Outcomes, Outcomes | None]
 
@@ -68,8 +74,8 @@ def evaluation_page(
         table=table_rows(entries),
         compared=compared(entries),
         method=method,
-        accuracy=[accuracy_chart(entries, method, width) for width in (None, NARROW)] if len(entries) > 1 else [],
-        weights=weight_charts(entries),
+        accuracy=accuracy_charts(list(entries), adapted_series(entries, method)),
+        weights=learned_weight_charts(entries),
         panels=panels,
         settings=settings_of(content),
         config=json.dumps(content["config"], indent=2),
@@ -191,39 +197,12 @@ def table_rows(entries: Mapping[str, Mapping]) -> list[dict[str, Any]]:
     return rows
 
 
-def accuracy_chart(entries: Mapping[str, Mapping], method: str, width: int | None) -> Chart:
-    """Top-1 over the distributions, beside single experts and equal weights."""
-    values = list(entries.values())
-    intervals = [entry.get("top1_interval") or (None, None) for entry in values]
-    series = [
-        Series(f"expert {e + 1} alone", [entry["experts_top1"][e] for entry in values], f"c{e % 7 + 1}", "thin dashed")
-        for e in range(len(values[0]["experts_top1"]))
-        if len(values[0]["experts_top1"]) > 1
-    ]
-    if compared(entries):
-        series.append(Series("equal weights", [entry.get("equal_weights_top1") for entry in values], "equal"))
-    has_band = all(low is not None for low, _ in intervals)
-    band = {"low": [low for low, _ in intervals], "high": [high for _, high in intervals]} if has_band else {}
-    titles = [f"{name}, {method.lower()}: {e['top1']:.1f} % of {e['images']} images" for name, e in entries.items()]
-    series.append(Series(method.lower(), [entry["top1"] for entry in values], "main", titles=titles, **band))
-    label = "Top-1 accuracy over the test class distributions"
-    size = {"width": width, "height": 290} if width else {}
-    return line_chart(label, list(entries), series, "top-1 accuracy (%)", **size)
-
-
-def weight_charts(entries: Mapping[str, Mapping]) -> list[Chart]:
+def learned_weight_charts(entries: Mapping[str, Mapping]) -> list[Chart]:
     """Expert weights over the distributions, for wide and narrow screens; none where nothing was learned of them."""
-    values = [entry.get("weights") for entry in entries.values()]
-    if len(values) < 2 or not compared(entries) or any(w is None or None in w for w in values):
+    weights = [entry.get("weights") for entry in entries.values()]
+    if not compared(entries) or any(w is None or None in w for w in weights):
         return []
-    series = [
-        Series(f"expert {e + 1}", [100 * w[e] for w in values], f"c{e % 7 + 1}", "") for e in range(len(values[0]))
-    ]
-    label = "Expert weights over the test class distributions"
-    return [
-        line_chart(label, list(entries), series, "weight (%)", width, height)
-        for width, height in ((1080, 250), (NARROW, 260))
-    ]
+    return weight_charts("Expert weights over the test class distributions", list(entries), weights)
 
 
 def panel(entry: Mapping[str, Any], pair: Pair, classes: Mapping[str, list], method: str, dots: bool) -> dict[str, Any]:
@@ -231,108 +210,31 @@ def panel(entry: Mapping[str, Any], pair: Pair, classes: Mapping[str, list], met
     outcomes, equal = pair
     names, counts = classes["names"], classes["training_images"]
     bins = reliability(outcomes.confidence, outcomes.correct)
-    shown = [(int(n), 100 * c / max(n, 1), 100 * hits / max(n, 1)) for n, c, hits in bins.tolist()]
     surplus = 100 * float((outcomes.confidence - outcomes.correct.double()).mean())
     calibration = f"Calibration error {calibration_error(bins):.1f} points"
+    rows = [(method.lower(), "main", entry.get("per_class_accuracy") or [None] * len(names))]
     if equal is not None:
         error = calibration_error(reliability(equal.confidence, equal.correct))
         calibration += f" (equal weights {error:.1f})"
-    calibration += f"; on average the network is {abs(surplus):.1f} points too {'sure' if surplus > 0 else 'unsure'}."
-    order = np.argsort(-np.asarray(counts), kind="stable")
-    true = torch.bincount(outcomes.targets, minlength=len(names)).double() / len(outcomes.targets)
-    prior = (entry.get("learning") or {}).get("prior")
-    if prior:
-        found, label = torch.tensor(prior, dtype=torch.float64), "estimated from unlabeled images"
-    else:
-        predicted = torch.bincount(outcomes.prediction, minlength=len(names)).double()
-        found, label = predicted / len(outcomes.targets), "predicted"
-    distance = 50 * float((true - found).abs().sum())
-    mix = share_chart(
-        "Class mix of the test images",
-        [
-            Series("true", (100 * true[order]).tolist(), "equal", ""),
-            Series(label, (100 * found[order]).tolist(), "main", ""),
-        ],
-        [names[c] for c in order],
-        "class, by falling number of training images",
-    )
-    accuracies = entry.get("per_class_accuracy") or [None] * len(names)
-    return {
-        "images": f"{entry['images']:,}",
-        "per_class": class_chart(outcomes, equal, accuracies, names, counts, method, dots),
-        "per_class_note": "" if dots else "Each dot is the mean of classes with about as many training images.",
-        "reliability": reliability_chart("Accuracy over confidence", shown, "main"),
-        "calibration": calibration,
-        "mix": mix,
-        "mix_title": "Estimated and true class mix" if prior else "Predicted and true class mix",
-        "mix_note": f"{distance:.1f} % of the images would have to change class to make the two equal.",
-    }
-
-
-def class_chart(
-    outcomes: Outcomes,
-    equal: Outcomes | None,
-    accuracies: Sequence[float | None],
-    names: Sequence[str],
-    counts: Sequence[int],
-    method: str,
-    dots: bool,
-) -> Chart:
-    """Accuracy of each class over its training images, or of classes with about as many where there are too many."""
-    rows = []
-    if equal is not None:
         total = torch.bincount(equal.targets, minlength=len(names))
         hits = torch.bincount(equal.targets[equal.correct], minlength=len(names))
         before = [100 * h / n if n else None for h, n in zip(hits.tolist(), total.tolist(), strict=True)]
-        rows.append(("equal", "equal weights", before))
-    rows.append(("main", method.lower(), accuracies))
-    points = []
-    for color, label, values in rows:
-        points += class_points(names, counts, values, label, color, dots)
-    legend = [(color, "", label) for color, label, _ in rows] if len(rows) > 1 else []
-    return scatter_chart(
-        "Accuracy of each class over its training images", points, "training images", "accuracy (%)", legend
-    )
-
-
-def class_points(
-    names: Sequence[str],
-    counts: Sequence[int],
-    values: Sequence[float | None],
-    label: str,
-    color: str,
-    dots: bool,
-) -> list[tuple[float, float, str, str]]:
-    """Points of a scatter chart: accuracy over training images, of each class or, without `dots`, of `class_means`."""
-    known = [
-        (name, count, value)
-        for name, count, value in zip(names, counts, values, strict=True)
-        if value is not None and math.isfinite(value)
-    ]
-    if not dots:
-        return [(*mean, color, f"{text} ({label})") for *mean, text in class_means(known)]
-    return [
-        (max(count, 1), value, color, f"{name}: {count} training images, accuracy {value:.1f} % ({label})")
-        for name, count, value in known
-    ]
-
-
-def class_means(classes: Sequence[tuple[str, int, float]]) -> list[tuple[float, float, str]]:
-    """Means of classes with about as many training images: (images, accuracy, text) each, of (name, images, accuracy)
-    of each class."""
-    known = [(max(count, 1), value) for _, count, value in classes]
-    if not known:
-        return []
-    edges = np.geomspace(min(c for c, _ in known), max(c for c, _ in known) + 1, CLASS_BINS + 1)
-    bins: dict[int, list[tuple[int, float]]] = {}
-    for count, value in known:
-        bins.setdefault(int(np.searchsorted(edges, count, side="right")), []).append((count, value))
-    means = []
-    for _, members in sorted(bins.items()):
-        images, accuracy = (float(np.mean(column)) for column in zip(*members, strict=True))
-        low, high = min(c for c, _ in members), max(c for c, _ in members)
-        means.append((images, accuracy, f"{len(members)} classes of {low} to {high} images, mean {accuracy:.1f} %"))
-    return means
+        rows.insert(0, ("equal weights", "equal", before))
+    calibration += f"; on average the network is {abs(surplus):.1f} points too {'sure' if surplus > 0 else 'unsure'}."
+    true, prior = class_shares(outcomes.targets, len(names)), (entry.get("learning") or {}).get("prior")
+    found = torch.tensor(prior, dtype=torch.float64) if prior else class_shares(outcomes.prediction, len(names))
+    distance = 50 * float((true - found).abs().sum())
+    what = "Estimated" if prior else "Predicted"
+    return {
+        "images": f"{entry['images']:,}",
+        "per_class": class_chart(rows, names, counts, dots),
+        "per_class_note": "" if dots else "Each dot is the mean of classes with about as many training images.",
+        "reliability": reliability_chart(bins),
+        "calibration": calibration,
+        "mix": mix_chart("Class mix of the test images", names, true, found, "true share", f"{what.lower()} share"),
+        "mix_title": f"{what} and true class mix",
+        "mix_note": f"{distance:.1f} % of the images would have to change class to make the two equal.",
+    }
 
 
 def mistakes(
@@ -395,13 +297,7 @@ def pictures(
 
 def settings_of(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the figures were made, name by name."""
-    checkpoint = content["checkpoint"]
-    rows = [
-        ("protocol", content["protocol"]),
-        ("checkpoint", f"{checkpoint['path']}, epoch {checkpoint['epoch']} ({checkpoint['selected_by']})"),
-        ("SHA-256", checkpoint["sha256"]),
-    ]
-    rows += [(f"training {part}", f"digest {value}") for part, value in (checkpoint.get("fingerprint") or {}).items()]
+    rows = [("protocol", content["protocol"]), *checkpoint_settings(content["checkpoint"])]
     rows += [("seed", str(content["seed"])), ("torch", content["torch"]), ("device", content["device"])]
     rows.append(
         (

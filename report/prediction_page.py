@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from evaluation.outcomes import Thumbnails
 from evaluation.results import Predictions
 from model.metric import predicted
-from report.charts import Series, histogram, share_chart
-from report.html_page import THUMBNAIL, Picture, render
+from report.figures import confidence_chart, mix_chart
+from report.html_page import THUMBNAIL, Picture, checkpoint_settings, render
 
 SHOWN_CLASSES = 15
 GALLERY = 12  # pictures of each kind
-BINS = 20
 UNSURE = 50  # percent
 
 
@@ -30,14 +30,15 @@ def prediction_page(
         thumbnails: shows the images.
     """
     names = predictions.class_names
-    label, confidence = (values.numpy() for values in predicted(predictions.log_probabilities))
+    label, confidence = predicted(predictions.log_probabilities)
     count, classes = len(label), len(names)
-    predicted_images = np.bincount(label, minlength=classes)
+    counts = predictions.counts()
+    expected, predicted_images = counts.expected.numpy(), counts.predicted.tolist()
     prior = predictions.learning.get("prior")
-    mix = np.array(prior) if prior else predictions.log_probabilities.double().exp().mean(dim=0).numpy()
-    training = np.array(training_images) / sum(training_images)
-    order = np.argsort(-mix, kind="stable")
-    largest = max(mix[order[0]], training[order[:SHOWN_CLASSES]].max())
+    mix = torch.tensor(prior, dtype=torch.float64) if prior else counts.expected / counts.expected.sum()
+    training = torch.tensor(training_images, dtype=torch.float64) / sum(training_images)
+    order = np.argsort(-expected, kind="stable")
+    largest = max(float(values[order[:SHOWN_CLASSES]].max()) for values in (mix, training))
     bars = [
         {
             "name": names[c],
@@ -48,21 +49,12 @@ def prediction_page(
             "title": f"{names[c]}: {100 * mix[c]:.2f} % estimated, {predicted_images[c]} images predicted, "
             f"{100 * training[c]:.2f} % of the training images",
         }
-        for c in order[:SHOWN_CLASSES]
+        for c in order[:SHOWN_CLASSES].tolist()
     ]
-    by_training = np.argsort(-np.array(training_images), kind="stable")
-    chart = share_chart(
-        "Estimated class mix and that of training",
-        [
-            Series("training images", (100 * training[by_training]).tolist(), "equal"),
-            Series("these images, estimated", (100 * mix[by_training]).tolist(), "main"),
-        ],
-        [names[c] for c in by_training],
-        "class, by falling number of training images",
-    )
-    counts = np.histogram(100 * confidence, bins=BINS, range=(0, 100))[0].tolist()
-    unsure = 100 * float((100 * confidence < UNSURE).mean())
-    sure = np.argsort(-confidence, kind="stable")
+    label, confidence_values = label.numpy(), confidence.numpy()
+    unsure = 100 * float((100 * confidence_values < UNSURE).mean())
+    median = 100 * float(np.median(confidence_values))
+    sure = np.argsort(-confidence_values, kind="stable")
     _, first = np.unique(label[sure], return_index=True)
     surest = sure[np.sort(first)][:GALLERY]
     if record["aggregator"]["type"] == "GivenPriorAggregator":
@@ -74,15 +66,16 @@ def prediction_page(
         "prediction.html",
         title=f"Prediction of {count} images",
         kind="Prediction",
-        verdict=verdict(count, [(names[c], 100 * float(mix[c])) for c in order[:3]], unsure),
+        verdict=verdict(count, [(names[c], float(expected[c])) for c in order[:3]], unsure),
         lead=f"The class mix is {means}.",
         remark=note,
         bars=bars,
         classes=classes,
-        mix=chart,
-        confidence=histogram("Confidence of the predictions", counts, "confidence (%)", "images", "main"),
-        confidence_note=f"Median {100 * float(np.median(confidence)):.1f} %; {unsure:.1f} % of the images are below "
-        f"{UNSURE} %.",
+        mix=mix_chart(
+            "Estimated class mix over that of training", names, training, mix, "training share", "share here"
+        ),
+        confidence=confidence_chart(confidence),
+        confidence_note=f"Median {median:.1f} %; {unsure:.1f} % of the images are below {UNSURE} %.",
         surest=gallery(predictions, surest, thumbnails),
         least=gallery(predictions, sure[::-1][:GALLERY], thumbnails),
         settings=settings_of(record),
@@ -91,13 +84,11 @@ def prediction_page(
 
 
 def verdict(count: int, largest: Sequence[tuple[str, float]], unsure: float) -> str:
-    """What was found, in one sentence; `largest` has the most frequent classes and their shares in percent."""
-    named = [f"{name} ({share:.1f} %)" for name, share in largest]
-    listed = f"{', '.join(named[:-1])} and {named[-1]}"
+    """What was found, in one sentence; `largest` has the classes with the most expected images, and how many."""
+    named = [f"{name} (about {expected:.0f})" for name, expected in largest if expected >= 0.5] or [largest[0][0]]
+    listed = f"{', '.join(named[:-1])} and {named[-1]}" if len(named) > 1 else named[0]
     images = "1 image" if count == 1 else f"{count:,} images"
-    return (
-        f"{images}, estimated to be mostly {listed}; {unsure:.1f} % are predicted with less than {UNSURE} % confidence."
-    )
+    return f"{images}, mostly {listed}; {unsure:.1f} % are predicted with less than {UNSURE} % confidence."
 
 
 def gallery(predictions: Predictions, places: np.ndarray, thumbnails: Thumbnails) -> list[dict[str, Any]]:
@@ -118,14 +109,11 @@ def gallery(predictions: Predictions, places: np.ndarray, thumbnails: Thumbnails
 
 def settings_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the images were predicted, name by name."""
-    checkpoint = record["checkpoint"]
     rows = [
         ("images", f"{record['images']:,} in {record['folder']}"),
         ("aggregator", record["aggregator"]["type"]),
-        ("checkpoint", f"{checkpoint['path']}, epoch {checkpoint['epoch']} ({checkpoint['selected_by']})"),
-        ("SHA-256", checkpoint["sha256"]),
+        *checkpoint_settings(record["checkpoint"]),
     ]
-    rows += [(f"training {part}", f"digest {value}") for part, value in (checkpoint.get("fingerprint") or {}).items()]
     if record.get("weights"):
         rows.append(("expert weights", ", ".join("–" if w is None else f"{w:.2f}" for w in record["weights"])))
     if record.get("averaged_views"):

@@ -15,7 +15,7 @@ from comparison.tables import cost_table, records
 from evaluation.evaluation import Scorer
 from evaluation.outcomes import Outcomes
 from evaluation.results import CheckpointRecord, Predictions, Results
-from report import evaluation_page, prediction_page
+from report import evaluation_page, figures, prediction_page
 from report.charts import linear_ticks, log_ticks
 from report.comparison_page import Cell, Evaluated, comparison_page, verdict
 from report.save import save_results
@@ -270,7 +270,7 @@ def test_ticks_are_round():
 
 
 def test_three_classes_stand_for_a_prediction():
-    assert re.search(r"mostly [^,]* \(5.0.%\), class 1 \(5.0.%\) and class 2 \(5.0.%\);", made_prediction().decode())
+    assert re.search(r"90 images, mostly [^,]* \(about \d+\), class \d+ \(about \d+\) and ", made_prediction().decode())
 
 
 def test_the_figures_of_a_prediction_by_hand():
@@ -284,13 +284,12 @@ def test_the_figures_of_a_prediction_by_hand():
 
     text = page()
     for said in (
-        "3 images, estimated to be mostly bee (43.3\u00a0%), ant (40.0\u00a0%) and cat (16.7\u00a0%); "
+        "3 images, mostly bee (about 1) and ant (about 1); "
         "33.3\u00a0% are predicted with less than 50\u00a0% confidence.",
         "The class mix is the mean of the predicted probabilities.",
         "bee: 43.33\u00a0% estimated, 1 images predicted, 30.00\u00a0% of the training images",
         "ant: 40.00\u00a0% estimated, 2 images predicted, 60.00\u00a0% of the training images",
-        *(f"{name}, training images: {share}.00\u00a0%" for name, share in (("ant", 60), ("bee", 30), ("cat", 10))),
-        "cat, these images, estimated: 16.67\u00a0%",
+        "cat: 10.00\u00a0% training share, 16.67\u00a0% share here",
         "Median 70.0\u00a0%; 33.3\u00a0% of the images are below 50\u00a0%.",
         "70 to 75\u00a0%: 1 images",
         "40 to 45\u00a0%: 1 images",
@@ -300,12 +299,12 @@ def test_the_figures_of_a_prediction_by_hand():
         assert said.replace("\u00a0", " ") in text.replace("\u00a0", " "), said
     assert text.index('title="y.png') < text.index('title="z.png')  # the surest first
 
-    assert prediction_page.verdict(1, [("ant", 70.0), ("bee", 20.0), ("cat", 10.0)], 0.0) == (
-        "1 image, estimated to be mostly ant (70.0 %), bee (20.0 %) and cat (10.0 %); "
-        "0.0 % are predicted with less than 50 % confidence."
+    assert prediction_page.verdict(1, [("ant", 0.7), ("bee", 0.2), ("cat", 0.1)], 0.0) == (
+        "1 image, mostly ant (about 1); 0.0 % are predicted with less than 50 % confidence."
     )
     predictions.learning = {"prior": [0.2, 0.3, 0.5], "note": "the prior was hard to tell"}
-    assert "estimated to be mostly cat (50.0" in page() and "the prior was hard to tell" in page()
+    text = page()  # the headline goes by these images, not by the estimated prior
+    assert "mostly bee (about 1)" in text and "cat: 50.00" in text and "the prior was hard to tell" in text
     assert "The class mix is the test prior that was estimated." in page()
     record["aggregator"]["type"] = "GivenPriorAggregator"
     assert "The class mix is the test prior that was given." in page()
@@ -325,8 +324,9 @@ def test_the_figures_of_a_distribution_by_hand():
 
     panel, titles = shown(entry, (outcomes, None))
     assert titles == [
-        *("bee, true: 40.00 %", "cat, true: 20.00 %", "ant, true: 40.00 %"),
-        *("bee, predicted: 20.00 %", "cat, predicted: 20.00 %", "ant, predicted: 60.00 %"),
+        "ant: 40.00 % true share, 60.00 % predicted share",
+        "bee: 40.00 % true share, 20.00 % predicted share",
+        "cat: 20.00 % true share, 20.00 % predicted share",
     ]
     assert panel["mix_title"].startswith("Predicted") and panel["mix_note"].startswith("20.0 % of the images")
     assert [m.title for m in panel["per_class"].marks if m.title] == [
@@ -337,11 +337,7 @@ def test_the_figures_of_a_distribution_by_hand():
     assert panel["calibration"] == ("Calibration error 34.0 points; on average the network is 10.0 points too sure.")
     sure = Outcomes(torch.arange(5), targets, targets, torch.full((5,), 0.75))
     panel, titles = shown({**entry, "learning": {"prior": [0.5, 0.3, 0.2]}}, (sure, outcomes))
-    assert titles[3:] == [
-        "bee, estimated from unlabeled images: 30.00 %",
-        "cat, estimated from unlabeled images: 20.00 %",
-        "ant, estimated from unlabeled images: 50.00 %",
-    ]
+    assert titles[1] == "bee: 40.00 % true share, 30.00 % estimated share"
     assert panel["calibration"] == (
         "Calibration error 25.0 points (equal weights 34.0); on average the network is 25.0 points too unsure."
     )
@@ -350,7 +346,7 @@ def test_the_figures_of_a_distribution_by_hand():
         "ant: 10 training images, accuracy 100.0 % (equal weights)",
         "bee: 40 training images, accuracy 50.0 % (equal weights)",
     ]
-    assert evaluation_page.class_means([("a", 1, 20.0), ("b", 1, 40.0), ("c", 1000, 90.0)]) == [
+    assert figures.class_means([("a", 1, 20.0), ("b", 1, 40.0), ("c", 1000, 90.0)]) == [
         (1.0, 30.0, "2 classes of 1 to 1 images, mean 30.0 %"),
         (1000.0, 90.0, "1 classes of 1000 to 1000 images, mean 90.0 %"),
     ]

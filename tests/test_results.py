@@ -1,17 +1,15 @@
-import io
 import json
+from xml.etree import ElementTree
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from evaluation.results import CheckpointRecord, DistributionResult, Results
 from evaluation.results_folder import job_of, results_folder
 from report.save import save_results
-from report.tables import REPORTS, console_table, figures, markdown_table
+from report.tables import console_table, markdown_table
 from utils.errors import UserError
 
 ENTRY = {
@@ -23,6 +21,7 @@ ENTRY = {
     "experts_top1": [60.0, 50.0],
     "weights": [0.75, 0.25],
 }
+DIFFERENCE = {"points": 2.0, "interval": [1.0, 3.0]}
 
 
 def results(**more) -> Results:
@@ -83,31 +82,36 @@ def test_details_are_columns_of_the_csv_and_not_of_the_console(tmp_path):
     assert "expected_calibration_error" in more.table() and "balanced_accuracy" not in more.table()
 
 
-def test_a_file_of_before_is_read():
+def test_published_results_are_read():
     content = json.loads((ROOT / "benchmarks" / "results" / "cifar100_ir100_tade_200_epochs.json").read_text())
     old = Results.from_json(content)
     assert old.classes is None and old.to_json()["distributions"] == content["distributions"]
     assert len(old.table()) == 11
 
 
-def test_without_weights_there_are_no_columns_and_no_plot_of_them(tmp_path):
+def test_files_of_an_evaluation(tmp_path):
+    adapted = results(equal_weights_top1=50.0, difference_to_equal_weights=DIFFERENCE)
+    content = save_results(adapted, tmp_path, "test_train")
+    written = [path.name for path in tmp_path.iterdir() if not path.name.startswith("events.")]
+    assert {*written} == {"report.html", "results.csv", "results.md", "results.json", "accuracy.svg", "weights.svg"}
+    assert json.loads((tmp_path / "results.json").read_text()) == content
+    assert "<title>uniform, expert 2: 25.0</title>" in (tmp_path / "weights.svg").read_text()
+    chart = ElementTree.parse(tmp_path / "accuracy.svg").getroot()
+    assert chart.tag.endswith("svg") and "Top-1 accuracy" in "".join(chart.itertext())
+    broken = results()
+    broken.distributions["uniform"].metrics["few"] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_results(broken, tmp_path, "test_train")
+    assert json.loads((tmp_path / "results.json").read_text()) == content
+
+
+def test_without_learned_weights_there_are_no_columns_and_no_chart_of_them(tmp_path):
     plain = results()
     for result in plain.distributions.values():
         result.weights = None
-    assert list(plain.table())[-1] == "expert 2" and list(figures(plain.table())) == ["accuracy"]
+    assert list(plain.table())[-1] == "expert 2"
     save_results(plain, tmp_path, "test_all")
-    assert not (tmp_path / "weights.png").exists() and (tmp_path / "accuracy.png").exists()
-
-
-def test_every_report_is_written_and_the_json_last(tmp_path, monkeypatch):
-    monkeypatch.setitem(REPORTS, "mine.txt", lambda content, table: f"{len(table)} rows".encode())
-    content = save_results(RESULTS, tmp_path, "test_all")
-    assert (tmp_path / "mine.txt").read_text() == "2 rows"
-    assert json.loads((tmp_path / "results.json").read_text()) == content
-    monkeypatch.undo()
-    assert list(REPORTS)[-1] == "results.json"
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        REPORTS["results.json"]({"top1": float("nan")}, RESULTS.table())
+    assert not (tmp_path / "weights.svg").exists() and (tmp_path / "accuracy.svg").exists()
 
 
 def test_table_has_a_row_for_each_distribution_in_order():
@@ -126,19 +130,12 @@ def test_a_group_without_images_is_a_dash_never_a_nan():
 
 
 def test_learned_weights_stand_beside_equal_ones():
-    table = results(equal_weights_top1=50.0).table()
-    assert list(table)[:3] == ["images", "top1", "equal weights"]
-    labels = [line.get_label() for line in figures(table)["accuracy"].axes[0].lines]
-    assert labels == ["expert 1", "expert 2", "equal weights", "learned weights"]
-
-
-def test_no_figure_of_a_single_distribution():
-    assert figures(RESULTS.table().head(1)) == {}
+    assert list(results(equal_weights_top1=50.0).table())[:3] == ["images", "top1", "equal weights"]
 
 
 def test_evaluating_again_leaves_nothing_of_before(tmp_path):
     save_results(RESULTS, tmp_path, "test_all")
-    assert (tmp_path / "weights.png").exists()
+    assert (tmp_path / "accuracy.svg").exists()
     plain = results()
     plain.distributions = {"uniform": plain.distributions["uniform"]}
     (tmp_path / "notes.txt").write_text("mine")
@@ -150,7 +147,7 @@ def test_evaluating_again_leaves_nothing_of_before(tmp_path):
         "results.md",
         "results.json",
         "notes.txt",
-    }  # no plot of a single distribution
+    }  # no chart of a single distribution
 
 
 def test_one_folder_holds_results_of_one_job(tmp_path):
@@ -170,8 +167,6 @@ def test_one_folder_holds_results_of_one_job(tmp_path):
 
 
 def test_tensorboard_shows_accuracies_under_the_names_of_distributions(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     save_results(RESULTS, tmp_path, "test_all")
     board = EventAccumulator(str(tmp_path)).Reload()
     tags = board.Tags()
@@ -181,17 +176,3 @@ def test_tensorboard_shows_accuracies_under_the_names_of_distributions(tmp_path)
     assert point.step == (RESULTS.checkpoint.epoch or 0)
     text = board.Tensors("test_all/text_summary")[0].tensor_proto.string_val[0].decode()
     assert RESULTS.protocol in text and "| uniform |" in text
-    assert board.Images("test_all/accuracy")[0].width < 600
-
-
-def test_tensorboard_shows_the_plots_of_the_folder_in_half_their_size(tmp_path):
-    save_results(RESULTS, tmp_path, "test_all")
-    board = EventAccumulator(str(tmp_path)).Reload()
-    assert board.Tags()["images"] == ["test_all/accuracy", "test_all/weights"]
-    for name in ("accuracy", "weights"):
-        (shown,) = board.Images(f"test_all/{name}")
-        with Image.open(tmp_path / f"{name}.png") as plot:
-            assert (shown.width, shown.height) == (plot.width // 2, plot.height // 2)
-            small = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("RGB"), dtype=float)
-            assert np.abs(small - np.asarray(plot.convert("RGB").reduce(2))).max() == 0
-    assert board.Scalars("top1 test_all/forward10")[0].value == pytest.approx(62.55)

@@ -53,8 +53,7 @@ def test_all_distributions_and_their_files(digits_run, tmp_path):
     markdown = (tmp_path / "results.md").read_text()
     assert all(f"| {name} |" in markdown for name in (*CIFAR_DISTRIBUTIONS, "distribution"))
     assert written["checkpoint"]["sha256"] in markdown
-    for name in ("accuracy.png", "weights.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert "<title>uniform, equal weights: " in (tmp_path / "accuracy.svg").read_text()
 
 
 def test_test_time_training(digits_run):

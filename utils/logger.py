@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from utils import distributed
@@ -171,14 +170,6 @@ class TensorBoardLog:
     def text(self, tag: str, text: str) -> None:
         """Log text in Markdown."""
         self._write("add_text", tag, text)
-
-    def picture(self, tag: str, file: Path) -> None:
-        """Log a plot that is in a file, in half its size: for looking it over."""
-        if self.writer:
-            from PIL import Image
-
-            with self._going_on(), Image.open(file) as image:
-                self._write("add_image", tag, np.asarray(image.convert("RGB").reduce(2)), 0, None, "HWC")
 
     def close(self) -> None:
         self._write("close")
