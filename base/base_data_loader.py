@@ -1,11 +1,10 @@
 """The contract between data and everything else: what a data loader class in a config gives."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +29,102 @@ class TrainedOn:
     class_names: list[str] | None = None
 
 
+class EvaluationBatches:
+    """Batches that can be iterated again and again, with the labels of all images.
+
+    Args:
+        make: parts -> a fresh iterator of their batches.
+        parts: which images each batch has.
+        targets: labels of all images in their order, [N], on the CPU.
+        source: what the images are, for messages, e.g. "test set".
+        bad: of images that cannot be decoded, by index: filled by the iteration, which gives a black image in their
+            place. None where such an image ends the iteration.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Sequence[slice]], Iterator[tuple[Tensor, ...]]],
+        parts: Sequence[slice],
+        targets: Tensor,
+        source: str,
+        bad: dict[int, BadImage] | None = None,
+    ):
+        self._make = make
+        self.parts = parts
+        self.targets = targets
+        self.source = source
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return self._make(self.parts)
+
+    def shard(self, rank: int, world_size: int) -> "EvaluationBatches":
+        """The batches of one of several processes; the labels stay those of all images."""
+        return EvaluationBatches(self._make, self.parts[rank::world_size], self.targets, self.source, self.bad)
+
+
+class ImageSource(ABC):
+    """Images to evaluate or predict, in a fixed order: a data set's own test images, or others in their place."""
+
+    #: Labels, [N], on the CPU; 0 for unlabeled images.
+    targets: Tensor
+    #: Images that a pass has found and that cannot be decoded, by index; None where the first one ends the pass.
+    bad: dict[int, BadImage] | None = None
+    #: Files that are not among the images, because they cannot be decoded.
+    skipped: Sequence[BadImage] = ()
+
+    @abstractmethod
+    def batches(self) -> EvaluationBatches:
+        """Every image once, un-augmented: batches (images [B, 3, H, W], target [B])."""
+
+    @abstractmethod
+    def views(self, indices: np.ndarray, pass_number: int) -> EvaluationBatches:
+        """Two random views of some images, [M] indices, in that order: batches (view1, view2).
+
+        The same pass_number gives the same views of the same images, whichever others are asked for.
+        """
+
+    @abstractmethod
+    def mild_view(self, number: int) -> EvaluationBatches:
+        """One mild view of every image: batches (images, target).
+
+        Unlike `views` it changes no color and hides little, so that its prediction is about as good as the image's own.
+
+        Args:
+            number: 0 is the image itself, 1 its mirror image, each from 2 on another random crop, mirrored half of the
+                time. The same number gives the same view.
+
+        Raises:
+            ValueError: number is below 0, or 1 where images may not be mirrored.
+        """
+
+    def check_files(self) -> None:
+        """Raise UserError where image files are not where they should be; nothing where there are no files."""
+        return None
+
+    @abstractmethod
+    def select(self, indices: np.ndarray) -> "ImageSource":
+        """Some of the images, [M] indices."""
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every image, [N]: a path, or by default its number."""
+        return [str(number) for number in range(len(self.targets))]
+
+    def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
+        """Small pictures, their longest side `size` pixels at most; None of those that cannot be shown."""
+        return [None] * len(indices)
+
+
 class BaseDataLoader(ABC):
-    """Training batches, validation batches, the test images once, and the test distributions as indices of them.
+    """Training batches, validation and test images, and the test distributions as indices of test images.
 
     Iterating gives one epoch of augmented training batches (images [B, 3, H, W] float32, target [B] int64), on
     `self.device`. With several processes each gets its shard of every global batch, and all get equally many shards.
-    Where images were left out because they cannot be decoded, a shard may have fewer, even none.
+    Where images are skipped because they cannot be decoded, a shard may have fewer, even none.
 
     Args:
         batch_size: the global batch, over all processes.
@@ -52,32 +141,24 @@ class BaseDataLoader(ABC):
     preparation: str = "Images have this size already."
     #: The label that a class has in the data set's own files, for every label used here; None where they agree.
     class_map: list[int] | None = None
-    #: False after `with_test_images`: then the test images have no labels, and no test distributions.
-    has_test_labels: bool = True
     #: Whether training sees the classes equally often, whatever their numbers of images.
     balanced: bool = False
     #: Whether a mirrored image keeps its class.
     mirror: bool = True
-    #: Training images that were left out because they cannot be decoded, by index, as this process has found them;
-    #: None where the first one ends the training.
+    #: Training images that this process has found and that cannot be decoded, by index; None where the first one ends
+    #: the training.
     bad_training_images: dict[int, BadImage] | None = None
-    #: Files that are not among the test images, because they cannot be decoded.
-    files_left_out: Sequence[BadImage] = ()
-    #: Whether the images of `split_validation` are neither training nor test images.
+    #: Whether the images of `validation` are neither training nor test images.
     has_held_out_validation: bool = False
-    #: False where it was made from `TrainedOn`: there are no images but those that `with_test_images` is given.
+    #: Without data there are no images but those of `read`.
     has_data: bool = True
 
     def __init__(self, batch_size: int):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {batch_size}.")
         self.batch_size = batch_size
-        self.device = torch.device("cpu")
-        self.seed = 0
-        self.epoch = 0
-        self.first_batch = 0
-        self.rank = 0
-        self.world_size = 1
+        self.set_epoch(0)
+        self.prepare(torch.device("cpu"), seed=0)
 
     @property
     def num_classes(self) -> int:
@@ -92,14 +173,6 @@ class BaseDataLoader(ABC):
     def is_named(self) -> bool:
         """Whether classes have names, and not just numbers."""
         return self.class_names != [str(number) for number in self.class_map or range(self.num_classes)]
-
-    def take(self, trained_on: TrainedOn) -> None:
-        """Do without the data: all that is known of them is what a checkpoint says."""
-        self.has_data = self.has_test_labels = self.has_held_out_validation = False
-        self.cls_num_list = list(trained_on.cls_num_list)
-        self.class_map = trained_on.class_map
-        if trained_on.class_names:
-            self.class_names = list(trained_on.class_names)
 
     def prepare(self, device: torch.device, seed: int, rank: int = 0, world_size: int = 1) -> None:
         """Say where batches are wanted, what seeds the random numbers, and which of several processes this is."""
@@ -127,6 +200,10 @@ class BaseDataLoader(ABC):
                 "images, or start fewer processes."
             )
 
+    def check_files(self) -> None:
+        """Raise UserError where image files, of training or others, are not where the config says."""
+        return None
+
     def fingerprint(self, read_images: bool = True) -> dict[str, str]:
         """Digests that tell these training images from others, in their order: part ("labels", ...) -> hexadecimal.
 
@@ -148,177 +225,46 @@ class BaseDataLoader(ABC):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of training batches."""
 
+    @property
     @abstractmethod
-    def split_validation(self) -> "EvaluationBatches":
-        """The validation images, un-augmented; the test images where a data set has no validation images."""
-
-    @abstractmethod
-    def test_batches(self) -> "EvaluationBatches":
-        """The balanced test images, once each, un-augmented, in a fixed order."""
+    def test(self) -> ImageSource:
+        """The balanced test images; raises UserError without data."""
 
     @property
-    def test_names(self) -> list[str]:
-        """The name of every test image, [N]: a path, or by default its number."""
-        return [str(number) for number in range(len(self.test_batches().targets))]
+    def validation(self) -> ImageSource:
+        """The validation images; the test images where a data set has none."""
+        return self.test
 
-    def thumbnails(self, indices: Sequence[int], size: int) -> list[Image.Image | None]:
-        """Small pictures of test images, for reports; None of an image that cannot be shown, by default of all.
-
-        Args:
-            indices: of images of `test_batches`.
-            size: longest side in pixels; smaller images keep their size.
-        """
-        return [None] * len(indices)
+    def split_validation(self) -> EvaluationBatches:
+        """The validation images in batches, un-augmented."""
+        return self.validation.batches()
 
     @abstractmethod
     def test_distributions(self) -> dict[str, np.ndarray]:
-        """Test distributions in the order of the tables: name -> indices of images of `test_batches`.
-
-        Raises:
-            UserError: the test images have no labels.
-        """
-
-    @abstractmethod
-    def two_view_batches(self, indices: np.ndarray, pass_number: int) -> "EvaluationBatches":
-        """Two random views of the given test images, as batches (view1, view2), in the order of the indices.
-
-        Args:
-            indices: of images of `test_batches`, [M].
-            pass_number: the same number gives the same views of the same images.
-        """
+        """Test distributions in the order of the tables: name -> indices of test images."""
 
     def mild_view_numbers(self, crops: int) -> list[int]:
-        """The mild views to average, as `mild_view_batches` numbers them: image, mirror image if allowed, crops."""
+        """The mild views to average, see ImageSource: image, mirror image if allowed, random crops."""
         return [0, *([1] if self.mirror else []), *range(2, crops + 2)]
 
     @abstractmethod
-    def mild_view_batches(self, number: int) -> "EvaluationBatches":
-        """One mild view of all test images, as batches (image, target) in the order of `test_batches`.
-
-        Unlike the views of `two_view_batches` it changes no color and hides little, so that its prediction is about as
-        good as the image's own.
+    def read(self, images: Any) -> ImageSource:
+        """Unlabeled images in place of the test images.
 
         Args:
-            number: 0 is the image itself, 1 its mirror image, each from 2 on another random crop, mirrored half of the
-                time. The same number gives the same view.
-
-        Raises:
-            ValueError: number is below 0, or 1 where images may not be mirrored.
-        """
-
-    def _check_view_number(self, number: int) -> None:
-        if number < 0 or (number == 1 and not self.mirror):
-            raise ValueError(f"there is no mild view {number} here; there are {self.mild_view_numbers(1)} and above")
-
-    @abstractmethod
-    def with_test_images(self, images: Any) -> Self:
-        """A copy of this loader whose test images are others, unlabeled; this loader stays as it is.
-
-        In the copy's `test_batches` every label is 0.
-
-        Args:
-            images: what the class takes: a folder or an ImageList, or a tensor.
+            images: what the class takes: a folder, an ImageList or a tensor.
 
         Raises:
             UserError: these images cannot be used.
         """
 
     @abstractmethod
-    def with_labeled_images(self, images: Any) -> Self:
-        """The same with labeled images, which the network was not trained on: `test_batches` has their labels.
+    def read_labeled(self, images: Any | None) -> ImageSource:
+        """Labeled images that the network was not trained on.
 
         Args:
-            images: what the class takes: a list file or a folder of class folders.
+            images: what the class takes: a list file or a folder of class folders; None for the validation images.
 
         Raises:
-            UserError: these images cannot be used, or some were trained on.
+            UserError: these images cannot be used, some were trained on, or there are no held-out validation images.
         """
-
-    @abstractmethod
-    def with_validation_images(self) -> Self:
-        """A copy of this loader whose test images are the held-out validation images, with their labels.
-
-        Raises:
-            UserError: there are none (`has_held_out_validation`).
-        """
-
-    @abstractmethod
-    def with_chosen_test_images(self, indices: np.ndarray) -> Self:
-        """A copy of this loader with only some of its test images, indices [M]."""
-
-    def check_files(self, training: bool = True) -> None:
-        """See that files are where the config says, before anything is computed; nothing where there are no files.
-
-        Args:
-            training: also those that are trained on, not only the test images.
-
-        Raises:
-            UserError: they are not; says what to do.
-        """
-        return None
-
-    def _check_held_out_validation(self) -> None:
-        self._check_data()
-        if not self.has_held_out_validation:
-            raise UserError(
-                "The data have no validation images that are neither training nor test images: train with "
-                "data_loader;args;val_fraction=0.05, or give labeled images of your own."
-            )
-
-    def _check_data(self) -> None:
-        """Raise UserError where there are no images, of training or for testing."""
-        if not self.has_data:
-            raise UserError(
-                "This run was opened without its data, which is enough to predict images and no more: open it with "
-                "load_run(path), where the data are."
-            )
-
-    def _check_test_labels(self) -> None:
-        self._check_data()
-        if not self.has_test_labels:
-            raise UserError("The test images are unlabeled, and test distributions need labels: name no distribution.")
-
-
-def digest(*parts: bytes | np.ndarray) -> str:
-    """SHA-256 of bytes or arrays, its first half in hexadecimal."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part.tobytes() if isinstance(part, np.ndarray) else part)
-    return whole.hexdigest()[:32]
-
-
-class EvaluationBatches:
-    """Batches that can be iterated again and again, with the labels of all images.
-
-    Args:
-        make: parts -> a fresh iterator of their batches.
-        parts: which images each batch has.
-        targets: labels of all images in their order, [N], on the CPU.
-        source: what the images are, for messages, e.g. "test set".
-        bad: of images that cannot be decoded, by their index in the data loader's list: filled by the iteration, which
-            gives zeros in their place. None where such an image ends the iteration.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[Sequence[slice]], Iterator[tuple[Tensor, ...]]],
-        parts: Sequence[slice],
-        targets: Tensor,
-        source: str,
-        bad: dict[int, BadImage] | None = None,
-    ):
-        self.bad = bad
-        self._make = make
-        self.parts = parts
-        self.targets = targets
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return self._make(self.parts)
-
-    def shard(self, rank: int, world_size: int) -> "EvaluationBatches":
-        """The batches of one of several processes; the labels stay those of all images."""
-        return EvaluationBatches(self._make, self.parts[rank::world_size], self.targets, self.source, self.bad)

@@ -48,7 +48,7 @@ def main() -> None:
             t.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    dataset = ListDataset(images, [pil_transforms.training(224, 0.4)], skip_bad=False)
+    dataset = ListDataset(images, [pil_transforms.training(224, 0.4)])
 
     def plain(part: list[int]) -> torch.Tensor:
         return torch.stack([plain_pipeline(Image.open(images.path(index)).convert("RGB")) for index in part])

@@ -44,16 +44,16 @@ def plain_evaluation(network, loader, distributions, device):
     for name, indices in distributions.items():
         correct = 0
         for part in torch.as_tensor(indices).split(BATCH):
-            images = normalize(loader.test_set.images[part].to(device), loader.mean, loader.std)
+            images = normalize(loader.test.images[part].to(device), loader.mean, loader.std)
             with torch.no_grad():
                 prediction = network(images)["output"].argmax(dim=1).cpu()
-            correct += int((prediction == loader.test_set.targets[part]).sum())
+            correct += int((prediction == loader.test.targets[part]).sum())
         accuracy[name] = 100 * correct / len(indices)
     return accuracy
 
 
 def our_evaluation(network, loader, distributions, device):
-    batches = loader.test_batches()
+    batches = loader.test.batches()
     logits = expert_logits(inference_copy(network, loader.image_size), batches, device, "evaluation")
     scorer = Scorer(logits, batches.targets, loader.cls_num_list)
     return {name: scorer.score_equal_weights(indices).top1 for name, indices in distributions.items()}
@@ -81,7 +81,7 @@ def plain_test_time_training(network, loader, distributions, device):
         optimizer = sgd([parameter])
         indices = torch.as_tensor(indices)
         for part in indices[torch.randperm(len(indices))].split(BATCH):
-            images = [Image.fromarray(i.numpy()) for i in loader.test_set.images[part].permute(0, 2, 3, 1)]
+            images = [Image.fromarray(i.numpy()) for i in loader.test.images[part].permute(0, 2, 3, 1)]
             views = [torch.stack([view(image) for image in images]).to(device) for _ in range(2)]
             stability = prediction_stability(torch.softmax(parameter, 0), *(network(v)["logits"] for v in views))
             optimizer.zero_grad()
@@ -91,7 +91,7 @@ def plain_test_time_training(network, loader, distributions, device):
 
 def our_test_time_training(network, loader, distributions, device):
     copy = inference_copy(network, loader.image_size)
-    logits = torch.zeros(len(loader.test_set.targets), 3, 100)  # the published method learns from the views alone
+    logits = torch.zeros(len(loader.test.targets), 3, 100)  # the published method learns from the views alone
     priors = torch.zeros(3, 100), torch.zeros(100)
     aggregators = {
         name: StabilityAggregator(*priors, epochs=1, batch_size=BATCH, make_optimizer=sgd) for name in distributions
@@ -100,7 +100,7 @@ def our_test_time_training(network, loader, distributions, device):
         aggregators,
         logits,
         distributions,
-        lambda indices, pass_number: two_view_logits(copy, loader, indices, pass_number, device),
+        lambda indices, pass_number: two_view_logits(copy, loader.test, indices, pass_number, device),
         seed=1,
     )
 

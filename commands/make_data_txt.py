@@ -155,7 +155,7 @@ def check(list_path: Path, data_dir: Path, output: Path | None = None, num_worke
         UserError: images are missing or cannot be decoded: how many, and the first.
     """
     images = ImageList.read(list_path, data_dir)
-    check_listed_files(images, "list", some=True)
+    check_listed_files(images, some=True)
     names = images.names()
     missing = [name for name in progress(names, "images", unit="image") if not (data_dir / name).is_file()]
     if missing:

@@ -1,13 +1,9 @@
 """The data loader classes that a config may name in `data_loader.type`."""
 
-from base.base_data_loader import TrainedOn
-from data_loader.augmentation import RAND_AUGMENT_MAGNITUDE
-from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.datasets import CIFAR_CLASSES, ImageSet, load_cifar, load_digits
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.on_disk import ListDataLoader
 from data_loader.published_lists import PublishedListDataLoader
-from data_loader.tensor_transforms import CROP_PADDING, ROTATION
 
 __all__ = [
     "ImbalanceCIFAR10DataLoader",
@@ -25,40 +21,8 @@ class _ImbalanceCIFAR(InMemoryDataLoader):
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
     name: str
 
-    def __init__(
-        self,
-        data_dir: str,
-        batch_size: int,
-        shuffle: bool = True,
-        num_workers: int = 0,
-        imb_factor: float = 0.01,
-        distributions: list[str] = CIFAR_DISTRIBUTIONS,
-        balanced: bool = False,
-        val_fraction: float = 0.0,
-        flip: bool = True,
-        crop_padding: int = CROP_PADDING,
-        rotation: float = ROTATION,
-        color_jitter: float = 0.0,
-        rand_augment: int = 0,
-        rand_augment_magnitude: int = RAND_AUGMENT_MAGNITUDE,
-        trained_on: TrainedOn | None = None,
-    ):
-        super().__init__(
-            batch_size=batch_size,
-            shuffle=shuffle,
-            imb_factor=imb_factor,
-            distributions=distributions,
-            num_workers=num_workers,
-            balanced=balanced,
-            val_fraction=val_fraction,
-            flip=flip,
-            crop_padding=crop_padding,
-            rotation=rotation,
-            color_jitter=color_jitter,
-            rand_augment=rand_augment,
-            rand_augment_magnitude=rand_augment_magnitude,
-            trained_on=trained_on,
-        )
+    def __init__(self, data_dir: str, batch_size: int, **options):
+        super().__init__(batch_size, **options)
         self.data_dir = data_dir
         self.class_names = CIFAR_CLASSES[self.name]
 
@@ -93,32 +57,11 @@ class ImbalanceDigitsDataLoader(InMemoryDataLoader):
     mean, std = (0.3, 0.3, 0.3), (0.37, 0.37, 0.37)
     classes = 10
     largest_class = 120
-    mirror = False
 
-    def __init__(
-        self,
-        batch_size: int,
-        shuffle: bool = True,
-        num_workers: int = 0,
-        imb_factor: float = 0.05,
-        distributions: list[str] = CIFAR_DISTRIBUTIONS,
-        balanced: bool = False,
-        val_fraction: float = 0.0,
-        resolution: int = 8,
-        trained_on: TrainedOn | None = None,
-    ):
+    def __init__(self, batch_size: int, imb_factor: float = 0.05, flip: bool = False, resolution: int = 8, **options):
         if resolution not in (1, 2, 4, 8):
             raise ValueError(f"resolution must be 1, 2, 4 or 8, not {resolution}")
-        super().__init__(
-            batch_size=batch_size,
-            shuffle=shuffle,
-            imb_factor=imb_factor,
-            distributions=distributions,
-            num_workers=num_workers,
-            balanced=balanced,
-            val_fraction=val_fraction,
-            trained_on=trained_on,
-        )
+        super().__init__(batch_size, imb_factor=imb_factor, flip=flip, **options)
         self.resolution = resolution
 
     def load(self, train: bool) -> ImageSet:
@@ -150,7 +93,18 @@ class iNaturalistDataLoader(PublishedListDataLoader):  # noqa: N801 the referenc
 
     lists = "iNaturalist18/iNaturalist18_{}.txt"
     test_name = "val"
-    published = ("forward3", "forward2", "uniform", "backward2", "backward3")
-    mean, std = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
-    jitter = 0.0
     smallest_view = 0.08
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        mean: list[float] = (0.466, 0.471, 0.380),
+        std: list[float] = (0.195, 0.194, 0.192),
+        color_jitter: float = 0.0,
+        distributions: list[str] = ("forward3", "forward2", "uniform", "backward2", "backward3"),
+        **options,
+    ):
+        super().__init__(
+            data_dir, batch_size, mean=mean, std=std, color_jitter=color_jitter, distributions=distributions, **options
+        )

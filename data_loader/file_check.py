@@ -17,13 +17,12 @@ PROBED = 200  # images of a list that are looked up, spread evenly: the whole of
 TRIED = 100  # folders that are tried in place of a wrong one
 
 
-def check_listed_files(images: ImageList, argument: str, some: bool = False) -> None:
+def check_listed_files(images: ImageList, some: bool = False) -> None:
     """Look up some images of a list.
 
     Args:
         images: the list, with its folder.
-        argument: of the data loader that names the list, for the message.
-        some: it is enough that some are there, for the others will be left out.
+        some: it is enough that some are there, for the others will be skipped.
 
     Raises:
         UserError: images are not there; says where they may be.
@@ -52,7 +51,7 @@ def check_listed_files(images: ImageList, argument: str, some: bool = False) -> 
         advice = "its paths are absolute: make the list anew where the images are now."
     else:
         advice = f"its paths start with {start}/: give the folder that holds it (data_loader;args;data_dir)."
-    raise UserError(f"No image of {argument} {images.list_path} is under data_dir {data_dir}, such as {name}: {advice}")
+    raise UserError(f"No image of {images.list_path} is under data_dir {data_dir}, such as {name}: {advice}")
 
 
 def _better_folder(data_dir: Path, name: str) -> Path | None:

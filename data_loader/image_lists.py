@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,32 +19,33 @@ from utils.errors import UserError, nearest_path, unknown
 from utils.logger import get_logger, progress
 
 LONGEST_LABEL = 7  # digits: as many classes take 80 MB to count
+PATH_MAX = 4096  # bytes of a path: Linux opens none that is longer
 
 
+@dataclass(eq=False)
 class ImageList:
     """The paths and labels of a list file.
 
-    Paths are one byte string with offsets, not a Python object each: half a million of them take some 30 MB that worker
-    processes share instead of copying.
+    Paths are one array of bytes, not a Python object each: half a million of them take some 30 MB that worker processes
+    share instead of copying.
 
     Args:
         list_path: the file the list came from, for messages.
         data_dir: folder the paths are relative to.
-        text: all paths, one after the other.
-        offsets: where each path ends in `text`, with a leading 0, [N + 1].
+        paths: as the list has them, [N] bytes.
         targets: labels, [N] int64.
     """
 
-    def __init__(self, list_path: Path, data_dir: Path, text: bytes, offsets: np.ndarray, targets: np.ndarray):
-        self.list_path = list_path
-        self.data_dir = data_dir
-        self.text = text
-        self.offsets = offsets
-        self.targets = targets
+    list_path: Path
+    data_dir: Path
+    paths: np.ndarray
+    targets: np.ndarray
 
     @classmethod
     def read(cls, list_path: str | Path, data_dir: str | Path) -> "ImageList":
         """Read a list file; a path may contain blanks, the label follows the last one. Empty lines are skipped.
+
+        Between path and label may be tabs or several blanks.
 
         Raises:
             UserError: the file is missing or empty, or a line (named) has no label, or one that is no whole number.
@@ -57,32 +58,42 @@ class ImageList:
                 f"The image list {list_path} cannot be read ({error.strerror}): {nearest_path(list_path)}see "
                 "data_txt/README.md for where lists come from."
             ) from error
-        return cls(list_path, Path(data_dir), *_parse(data, list_path))
+        paths, labels = [], []
+        for number, line in enumerate(data.splitlines(), 1):
+            parts = line.rsplit(None, 1)
+            if not parts:
+                continue
+            path, label = parts if len(parts) == 2 else (line, b"")
+            if not label.isdigit() or len(label) > LONGEST_LABEL or len(path) > PATH_MAX or b"\0" in path:
+                raise UserError(
+                    f'{list_path}, line {number}: "{line[:500].decode(errors="replace")}" should be a path, a blank '
+                    f"and a label (a whole number from 0, of {LONGEST_LABEL} digits at most): mend that line."
+                )
+            paths.append(path)
+            labels.append(int(label))
+        if not paths:
+            raise UserError(f"The image list {list_path} is empty: it should hold a path and a label a line.")
+        return cls(list_path, Path(data_dir), np.array(paths), np.array(labels, np.int64))
 
     @classmethod
     def of(cls, folder: Path, names: Sequence[str]) -> "ImageList":
-        """Some files of a folder, unlabeled: every target is 0. None of them stand in the place of a list not read."""
-        encoded = [os.fsencode(name) for name in names]
-        return cls(folder, folder, b"".join(encoded), _offsets(encoded), np.zeros(len(encoded), np.int64))
+        """Some files of a folder, unlabeled: every target is 0."""
+        paths = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+        return cls(folder, folder, paths, np.zeros(len(paths), np.int64))
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def name(self, index: int) -> str:
         """The path of an image as the list has it; bytes that are no UTF-8 come as the system has them in names."""
-        return os.fsdecode(self.text[self.offsets[index] : self.offsets[index + 1]])
+        return os.fsdecode(self.paths[index])
 
     def path(self, index: int) -> Path:
         return self.data_dir / self.name(index)
 
     def names(self) -> list[str]:
         """All paths; for comparing lists, not for keeping."""
-        return [os.fsdecode(name) for name in self.raw_names()]
-
-    def raw_names(self) -> Iterator[bytes]:
-        """All paths, as bytes."""
-        ends = self.offsets.tolist()
-        return (self.text[start:end] for start, end in pairwise(ends))
+        return [os.fsdecode(path) for path in self.paths.tolist()]
 
     def check_labels(self, num_classes: int) -> None:
         """Raises UserError when a label is not below `num_classes`."""
@@ -93,21 +104,16 @@ class ImageList:
                 f"list has {num_classes} classes (0 to {num_classes - 1}): mend the list."
             )
 
-    def first(self, count: int) -> "ImageList":
-        """The first images of the list."""
-        return ImageList(self.list_path, self.data_dir, self.text, self.offsets[: count + 1], self.targets[:count])
-
     def select(self, indices: np.ndarray) -> "ImageList":
         """Some images of the list, [M] indices."""
-        names = [self.text[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-        return ImageList(self.list_path, self.data_dir, b"".join(names), _offsets(names), self.targets[indices])
+        return replace(self, paths=self.paths[indices], targets=self.targets[indices])
+
+    def with_targets(self, targets: np.ndarray) -> "ImageList":
+        return replace(self, targets=targets)
 
     def bad_image(self, index: int, error: Exception) -> BadImage:
         """The record of an image that could not be decoded."""
         return BadImage(index, self.name(index), reason_of(self.path(index), error), str(self.list_path))
-
-    def with_targets(self, targets: np.ndarray) -> "ImageList":
-        return ImageList(self.list_path, self.data_dir, self.text, self.offsets, targets)
 
 
 def list_folder(folder: str | Path) -> ImageList:
@@ -149,36 +155,6 @@ def list_class_folders(folder: str | Path, class_names: Sequence[str]) -> ImageL
         if name not in labels:
             raise unknown(f"class folder in {folder}", name, labels)
     return images.with_targets(np.array([labels[name] for name in folders]))
-
-
-def _offsets(paths: Sequence[bytes]) -> np.ndarray:
-    """`offsets` of an ImageList."""
-    return np.concatenate([[0], np.cumsum([len(path) for path in paths])]).astype(np.int64)
-
-
-def _parse(data: bytes, list_path: Path) -> tuple[bytes, np.ndarray, np.ndarray]:
-    """The content of a list file -> `text`, `offsets` and `targets` of an ImageList.
-
-    Between path and label may be tabs or several blanks.
-
-    Raises:
-        UserError: the list is empty, or a line is wrong; names the first such line.
-    """
-    paths, labels = [], []
-    for number, line in enumerate(data.splitlines(), 1):
-        parts = line.rsplit(None, 1)
-        if not parts:
-            continue
-        if len(parts) == 1 or not parts[1].isdigit() or len(parts[1]) > LONGEST_LABEL:
-            raise UserError(
-                f'{list_path}, line {number}: "{line[:500].decode(errors="replace")}" should be a path, a blank '
-                f"and a label (a whole number from 0, of {LONGEST_LABEL} digits at most): mend that line."
-            )
-        paths.append(parts[0])
-        labels.append(int(parts[1]))
-    if not paths:
-        raise UserError(f"The image list {list_path} is empty: it should hold a path and a label a line.")
-    return b"".join(paths), _offsets(paths), np.array(labels, np.int64)
 
 
 def decode(path: Path) -> Image.Image:
@@ -233,50 +209,59 @@ class ListDataset(Dataset):
     Args:
         images: the list.
         transforms: each is applied to the decoded image; one for training and testing, two for two views.
-        skip_bad: files that cannot be decoded are to be left out, not an error.
     """
 
-    def __init__(self, images: ImageList, transforms: Sequence[Callable[[Image.Image], Image.Image]], skip_bad: bool):
+    def __init__(self, images: ImageList, transforms: Sequence[Callable[[Image.Image], Image.Image]]):
         self.images = images
         self.transforms = transforms
-        self.skip_bad = skip_bad
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple | BadImage | UserError:
-        """One image for each transform, [S, S, 3] uint8, and the label last.
+    def __getitem__(self, item: tuple[int, int]) -> tuple[list[Tensor], int, BadImage | None]:
+        """One image for each transform, [S, S, 3] uint8; the label; what is wrong with the file, if anything.
 
-        Of a file that is missing or cannot be decoded a record, to be left out, or the error, to be raised: raised
-        here, in a worker process, it would arrive under that process's traceback.
+        A file that is missing or cannot be decoded gives a black image: an error that is raised here, in a worker
+        process, would arrive under that process's traceback.
 
         Args:
             item: (index, seed of the transforms).
         """
         index, seed = item
-        path = self.images.path(index)
+        bad = None
         try:
-            image = decode(path)
+            image = decode(self.images.path(index))
         except Exception as error:  # damaged files make Pillow's decoders raise anything
             bad = self.images.bad_image(index, error)
-            return bad if self.skip_bad else bad_image_error(path, bad)
+            image = Image.new("RGB", (8, 8))
         with seeded(seed):
             results = [to_tensor(transform(image)) for transform in self.transforms]
-        return *results, int(self.images.targets[index])
+        return results, int(self.images.targets[index]), bad
 
 
-def read_small(images: ImageList, size: int) -> tuple[Tensor, ImageList, list[BadImage]]:
-    """Decode images into memory, scaled to `size` on the shorter side and cropped to the middle.
-
-    Those that cannot be decoded are left out, with a warning that names them.
+def collate(items: Sequence[tuple]) -> tuple[list[Tensor], Tensor, list[BadImage | None]]:
+    """A batch of items of ListDataset.
 
     Returns:
-        [N, 3, size, size] uint8, the list of these images, and records of the others.
+        [B, 3, S, S] uint8, channels last in memory, for each transform; labels [B]; what is wrong with each image.
+    """
+    images, labels, bad = zip(*items, strict=True)
+    views = [torch.stack(view).permute(0, 3, 1, 2) for view in zip(*images, strict=True)]
+    return views, torch.tensor(labels), list(bad)
+
+
+def read_small(images: ImageList, size: int) -> tuple[Tensor, list[str], list[BadImage]]:
+    """Decode images into memory, scaled to `size` on the shorter side and cropped to the middle.
+
+    Those that cannot be decoded are skipped, with a warning that names them.
+
+    Returns:
+        [N, 3, size, size] uint8, the names of these images, and records of the others.
 
     Raises:
         UserError: none can be decoded.
     """
-    decoded, good, bad = [], [], []
+    decoded, names, bad = [], [], []
     for index in progress(range(len(images)), "reading images", unit="image"):
         try:
             image = ImageOps.fit(decode(images.path(index)), (size, size), Image.Resampling.BILINEAR)
@@ -284,30 +269,9 @@ def read_small(images: ImageList, size: int) -> tuple[Tensor, ImageList, list[Ba
             bad.append(images.bad_image(index, error))
             continue
         decoded.append(to_tensor(image).permute(2, 0, 1))
-        good.append(index)
-    if not good:
+        names.append(images.name(index))
+    if not names:
         raise none_decoded(bad)
     if bad:
         get_logger().warning(bad_images_sentence(bad, len(images)))
-    return torch.stack(decoded), images.select(np.array(good)), bad
-
-
-def bad_image_error(path: Path, bad: BadImage) -> UserError:
-    return UserError(
-        f"The image {path} {bad.reason}: mend or replace it, take it off the list, or leave such images out, "
-        '--set "data_loader;args;on_bad_image=skip".'
-    )
-
-
-def collate(items: list[tuple | BadImage | UserError]) -> tuple:
-    """A batch of items of ListDataset.
-
-    Returns:
-        A list of [B, 3, S, S] uint8, channels last in memory, one for each transform; labels [B]; records of images
-        left out, or errors.
-    """
-    bad = [item for item in items if not isinstance(item, tuple)]
-    good = [item for item in items if isinstance(item, tuple)]
-    columns = list(zip(*good, strict=True))
-    images = [torch.stack(column).permute(0, 3, 1, 2) for column in columns[:-1]]
-    return images, torch.tensor(columns[-1] if columns else [], dtype=torch.int64), bad
+    return torch.stack(decoded), names, bad

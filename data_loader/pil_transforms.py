@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from data_loader.augmentation import CROP_SCALE, RAND_AUGMENT_MAGNITUDE
 from utils.torchvision_import import torchvision
 
 Pipeline = Callable[[Image.Image], Image.Image]
@@ -20,9 +19,9 @@ def training(
     size: int,
     jitter: float,
     flip: bool = True,
-    crop_scale: tuple[float, float] = CROP_SCALE,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
     rand_augment: int = 0,
-    magnitude: int = RAND_AUGMENT_MAGNITUDE,
+    magnitude: int = 9,
 ) -> Pipeline:
     """Random resized crop, flip, RandAugment, and color jitter of brightness, contrast and saturation.
 

@@ -3,8 +3,6 @@
 An index is the number of an image in its data set.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -49,19 +47,3 @@ def shard(batch: slice, rank: int, world_size: int) -> slice:
     """
     size = batch.stop - batch.start
     return slice(batch.start + size * rank // world_size, batch.start + size * (rank + 1) // world_size)
-
-
-class EpochBatches:
-    """Batch sampler for torch's DataLoader whose batches are replaced every epoch, so that its workers stay alive.
-
-    A batch is a list of items (index, seed), see ListDataset.
-    """
-
-    def __init__(self) -> None:
-        self.batches: list[list[tuple[int, int]]] = []
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.batches)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.base_data_loader import BaseDataLoader
+from base.base_data_loader import ImageSource
 from evaluation.aggregators import AggregatorMaker, aggregator_section
 from evaluation.calibration import CalibrationRecord
 from evaluation.evaluation import chosen_distributions, predicted_on, results_of, scorer_of
@@ -148,20 +148,20 @@ def view_source(run: LoadedRun) -> ViewsOf:
     """Where a run's views come from: two passes of the network for each pass of an aggregator."""
 
     def views_of(indices: np.ndarray, pass_number: int) -> Views:
-        return two_view_logits(run.network, run.loader, indices, pass_number, run.device)
+        return two_view_logits(run.network, run.images, indices, pass_number, run.device)
 
     return views_of
 
 
 def two_view_logits(
-    network: torch.nn.Module, loader: BaseDataLoader, indices: np.ndarray, pass_number: int, device: torch.device
+    network: torch.nn.Module, images: ImageSource, indices: np.ndarray, pass_number: int, device: torch.device
 ) -> Views:
-    """Expert logits of two random views of the test images `indices` [M]: two of [M, E, C], on the CPU.
+    """Expert logits of two random views of the images `indices` [M]: two of [M, E, C], on the CPU.
 
     All processes call this, share the work, and get all of the logits.
     """
     buffers = LogitsBuffer(len(indices)), LogitsBuffer(len(indices))
-    batches = shard_of_process(loader.two_view_batches(indices, pass_number))
+    batches = shard_of_process(images.views(indices, pass_number))
     for part, views in numbered(batches, f"test-time pass {pass_number + 1}"):
         for view, buffer in zip(views, buffers, strict=True):
             buffer.put(part, network_logits(network, view, device))

@@ -107,7 +107,7 @@ def results_of(run: LoadedRun, protocol: str) -> Results:
     """The record of an evaluation, still without distributions."""
     results = Results(run.checkpoint, protocol, run.seed, torch.__version__, device_name(run.device), run.config.config)
     results.classes = {"names": list(run.loader.class_names), "training_images": list(run.cls_num_list)}
-    results.thumbnails = run.loader.thumbnails
+    results.thumbnails = run.images.thumbnails
     if len(run.left_out):
         results.protocol += f" {LEFT_OUT.format(len(run.left_out))}"
         results.remark = f"{len(run.left_out)} labeled test images calibrate and are left out of every figure"
@@ -170,6 +170,8 @@ def chosen_distributions(run: LoadedRun, names: Sequence[str] | None) -> dict[st
     Raises:
         UserError: there is no distribution of that name, or `names` is empty; nothing is left of one.
     """
+    if run.other_images is not None:
+        raise UserError("The test images are unlabeled, and test distributions need labels: name no distribution.")
     distributions = run.loader.test_distributions()
     if isinstance(names, str):
         names = [names]

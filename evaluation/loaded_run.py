@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.base_data_loader import BaseDataLoader, TrainedOn
+from base.base_data_loader import BaseDataLoader, ImageSource, TrainedOn
 from evaluation.aggregators import aggregator_maker
 from evaluation.calibration import CalibrationRecord, fit_record, stored_calibration
 from evaluation.results import CheckpointRecord
@@ -62,6 +62,7 @@ class LoadedRun:
         expert_log_priors: the log prior that each expert's logits carry, by the loss it was trained with, [E, C].
         log_prior: log of the training class prior, [C].
         left_out: test images that are in no distribution, because their labels were used, indices [L].
+        other_images: what takes the place of the loader's test images; None for these.
     """
 
     network: nn.Module
@@ -73,6 +74,12 @@ class LoadedRun:
     expert_log_priors: Tensor
     log_prior: Tensor
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    other_images: ImageSource | None = None
+
+    @property
+    def images(self) -> ImageSource:
+        """The images that are evaluated or predicted."""
+        return self.loader.test if self.other_images is None else self.other_images
 
     @property
     def cls_num_list(self) -> list[int]:
@@ -103,11 +110,11 @@ class LoadedRun:
             UserError: some are not finite.
         """
         what = "test images"
-        distributed.by_first_process(lambda: self.loader.check_files(training=False))
+        distributed.by_first_process(self.images.check_files)
         if views := self.mild_views:
-            logits = mean_logits(self.network, self.loader.mild_view_batches, views, self.device, what)
+            logits = mean_logits(self.network, self.images.mild_view, views, self.device, what)
         else:
-            logits = expert_logits(self.network, self.loader.test_batches(), self.device, what, shared=True)
+            logits = expert_logits(self.network, self.images.batches(), self.device, what, shared=True)
         return check_finite(logits, what)
 
     @cached_property
@@ -119,11 +126,11 @@ class LoadedRun:
         Raises:
             UserError: no image is left.
         """
-        if self.loader.test_batches().bad is None:
+        if self.images.bad is None:
             return {}
         total = len(self.test_logits)
         found: dict[int, BadImage] = {}
-        for own in distributed.objects_of_all(self.loader.test_batches().bad):
+        for own in distributed.objects_of_all(self.images.bad):
             found |= own
         if len(found) == total:
             error = none_decoded([found[index] for index in sorted(found)])
@@ -143,15 +150,15 @@ class LoadedRun:
         if not self.bad_images:
             return self
         good = np.setdiff1d(np.arange(len(self.test_logits)), list(self.bad_images))
-        other = replace(self, loader=self.loader.with_chosen_test_images(good))
-        other.loader.files_left_out = [*self.loader.files_left_out, *self.bad_images.values()]
+        other = replace(self, other_images=self.images.select(good))
+        other.images.skipped = [*self.images.skipped, *self.bad_images.values()]
         other.test_logits = selected(self.test_logits, good)
         return other
 
     @cached_property
     def targets(self) -> Tensor:
         """Labels of the test images, [N]."""
-        return self.loader.test_batches().targets
+        return self.images.targets
 
     def make_aggregator(self, expert_log_priors: Tensor, log_prior: Tensor) -> Aggregator:
         """A new aggregator as the config names it; the published method where it names none.
@@ -202,17 +209,14 @@ class LoadedRun:
         """Fit a calibration on labeled images that were not trained on, with the run's averaged views.
 
         Args:
-            images: a list file or a folder of class folders (ListDataLoader.with_labeled_images); None for the held-out
+            images: a list file or a folder of class folders (ListDataLoader.read_labeled); None for the held-out
                 validation images of the data.
 
         Raises:
             UserError: there are no such images, some were trained on, or nothing can be learned from them.
         """
-        if images is None:
-            source, loader = "held-out validation images", self.loader.with_validation_images()
-        else:
-            source, loader = f"the labeled images {images}", self.loader.with_labeled_images(images)
-        labeled = replace(self, loader=loader).without_bad_images()
+        source = "held-out validation images" if images is None else f"the labeled images {images}"
+        labeled = replace(self, other_images=self.loader.read_labeled(images)).without_bad_images()
         return self._fit_calibration(labeled.test_logits, labeled.targets, source)
 
     def labeled_draw(self, per_class: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def with_images(run: LoadedRun, images: Images) -> LoadedRun:
         if not len(images):
             raise UserError("There is no image to predict: give one at least.")
         images = ImageList.of(Path(), [str(path) for path in images])
-    return replace(run, loader=run.loader.with_test_images(images)).without_bad_images()
+    return replace(run, other_images=run.loader.read(images)).without_bad_images()
 
 
 def _predictions(
@@ -81,7 +81,7 @@ def _predictions(
     if note := learning.get("note"):
         get_logger().warning(f"{type(aggregator).__name__}: {note}.")
     return Predictions(
-        run.loader.test_names,
+        run.images.names,
         log_probabilities,
         run.loader.class_names,
         learning,
@@ -89,7 +89,7 @@ def _predictions(
         calibration,
         (label, probability.exp()),
         run.cls_num_list,
-        run.loader.files_left_out,
+        run.images.skipped,
     )
 
 

@@ -61,17 +61,16 @@ def main(arguments: list[str] | None = None) -> None:
         if not (args.exported / "network.onnx").is_file():
             raise UserError(f"There is no {args.exported / 'network.onnx'}: python export.py -r CKPT -o FOLDER first.")
         run = load_run(args.resume, "cpu")
-        if not hasattr(run.loader, "test_set"):
+        if not hasattr(run.images, "images"):
             raise UserError("This example takes test images from memory: use a checkpoint of CIFAR or of the digits.")
-        whole = run.loader.test_set
+        whole = run.images
         order = torch.randperm(len(whole.targets), generator=torch.Generator().manual_seed(1))[: args.images]
         images, targets = whole.images[order], whole.targets[order]
         expected = predict(run, images, lambda *priors: PriorAggregator(*priors, calibration=run.calibration))
     except UserError as error:
         sys.exit(str(error))
-    loader = with_images(run, images).loader
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (loader.mean, loader.std))
-    batches = list(loader.two_view_batches(np.arange(len(order)), 0))
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (run.loader.mean, run.loader.std))
+    batches = list(with_images(run, images).images.views(np.arange(len(order)), 0))
     views = tuple(torch.cat([batch[k] for batch in batches]) * std + mean for k in (0, 1))
     log_probabilities = deployed(args.exported, images / 255, views)
     same = (log_probabilities.argmax(dim=1) == expected.log_probabilities.argmax(dim=1)).sum()

@@ -79,7 +79,7 @@ def test_held_out_images_calibrate(with_slice, views):
     run = evaluation.load_run(with_slice, overrides={**PRIOR, "averaged_views": views})
     results = evaluation.adapt(run, names=NAMES)
     held_out = evaluation.load_run(with_slice, overrides={"averaged_views": views})
-    held_out.loader = held_out.loader.with_validation_images()
+    held_out.other_images = held_out.loader.validation
     u = prior_free_logits(held_out.test_logits, held_out.expert_log_priors)
     expected = fit_calibration(u, held_out.targets, held_out.log_prior)
     record = run.calibration_record
@@ -129,7 +129,7 @@ def test_the_config_decides(with_slice):
 
 def test_nothing_is_paid_where_no_calibration_is_taken(with_slice, monkeypatch):
     run = evaluation.load_run(with_slice, overrides=config_with(calibration=None))
-    monkeypatch.setattr(type(run.loader), "with_validation_images", None)  # it is not asked
+    monkeypatch.setattr(type(run.loader), "read_labeled", None)  # it is not asked
     evaluation.evaluate(run, names=NAMES)
     evaluation.adapt(run, names=NAMES)
     stability = evaluation.adapt(run, lambda *priors: StabilityAggregator(*priors, epochs=1), names=["forward10"])
@@ -142,9 +142,9 @@ def test_from_python(with_slice):
     by_config = evaluation.adapt(run, names=NAMES)
     assert by_hand.protocol == by_config.protocol and by_hand.calibration == run.calibration_record.to_json()
     assert by_hand.distributions == by_config.distributions
-    predicted = evaluation.predict(run, run.loader.test_set.images[:30], run.make_aggregator)
+    predicted = evaluation.predict(run, run.loader.test.images[:30], run.make_aggregator)
     assert predicted.calibration == by_hand.calibration
-    assert evaluation.predict(run, run.loader.test_set.images[:30]).calibration is None
+    assert evaluation.predict(run, run.loader.test.images[:30]).calibration is None
 
 
 def test_a_fit_that_fails_is_gone_without(with_slice, monkeypatch, capsys):
@@ -265,7 +265,7 @@ def test_a_list_of_labeled_images_calibrates(listed, capsys):
 def test_absent_classes_do_not_compete(listed):
     run = evaluation.load_run(listed / "net.pth")
     record = run.calibrate(listed / "labeled.txt")
-    labeled = dataclasses.replace(run, loader=run.loader.with_labeled_images(listed / "labeled.txt"))
+    labeled = dataclasses.replace(run, other_images=run.loader.read_labeled(listed / "labeled.txt"))
     labeled.test_logits[:, :, 2] += 50  # the class without an image, whatever its scores
     moved = fit_calibration(
         prior_free_logits(labeled.test_logits, run.expert_log_priors), labeled.targets, run.log_prior
@@ -291,7 +291,7 @@ def test_logits_that_are_not_finite_end_with_one_sentence(last, tmp_path, monkey
     run = evaluation.load_run(last, overrides={"averaged_views": 1})
     for make in (None, StabilityAggregator, PriorAggregator):
         with pytest.raises(UserError, match="logits are not finite for 20 of 20 images"):
-            evaluation.predict(run, run.loader.test_set.images[:20], make)
+            evaluation.predict(run, run.loader.test.images[:20], make)
     with pytest.raises(UserError, match="random views of test images"):
         evaluation.adaptation.two_view_logits(run.network, run.loader, np.arange(9), 0, run.device)
 

@@ -26,6 +26,7 @@ from trainer.options import TrainerOptions
 from trainer.schedule import CustomLR
 from utils import seed
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.parse_config import parameters_of
 from utils.seed import epoch_generator
 
 # --- the frame of a training run, on values that are made up ---
@@ -147,12 +148,18 @@ def test_figures_of_the_data_sets_are_the_published_ones():
     cifar = data_loaders.ImbalanceCIFAR100DataLoader
     assert cifar.mean == data_loaders.ImbalanceCIFAR10DataLoader.mean == (0.4914, 0.4822, 0.4465)
     assert cifar.std == data_loaders.ImbalanceCIFAR10DataLoader.std == (0.2023, 0.1994, 0.2010)
+    figures = ("mean", "std", "color_jitter")
     for imagenet in (data_loaders.ImageNetLTDataLoader, data_loaders.Places_LT):
-        assert (imagenet.mean, imagenet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        assert imagenet.test_name == "test" and imagenet.jitter == 0.4
+        assert imagenet.test_name == "test"
+        defaults = [parameters_of(imagenet)[name].default for name in figures]
+        assert defaults == [(0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.4]
     inat = data_loaders.iNaturalistDataLoader
-    assert (inat.mean, inat.std) == ((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
-    assert inat.test_name == "val" and inat.jitter == 0.0
+    assert inat.test_name == "val"
+    assert [parameters_of(inat)[name].default for name in figures] == [
+        (0.466, 0.471, 0.380),
+        (0.195, 0.194, 0.192),
+        0.0,
+    ]
 
 
 # --- streams of random numbers ---
@@ -226,8 +233,8 @@ def twins(tmp_path) -> dict:
 def test_every_image_has_a_seed_of_its_own(twins):
     loader = ListDataLoader(**twins)
     ((images, _),) = loader
-    ((first, second),) = loader.two_view_batches(np.arange(6), 0)
-    ((crops, _),) = loader.mild_view_batches(2)
+    ((first, second),) = loader.test.views(np.arange(6), 0)
+    ((crops, _),) = loader.test.mild_view(2)
     for shown, least in ((images, 6), (first, 6), (second, 6), (crops, 4)):
         assert len({image.numpy().tobytes() for image in shown}) >= least
 
@@ -253,7 +260,7 @@ def test_predictions_name_the_most_probable_class(trained_digits):
     table = Predictions(["a", "b", "c"], scores, ["x", "y", "z"], {}, None).table()
     assert table["class"].tolist() == ["z", "x", "y"] and table["probability"][1] == pytest.approx(0.9647, abs=1e-3)
     run = load_run(trained_digits)
-    predicted = predict(run, run.loader.test_set.images).table()["class"].astype(int)
+    predicted = predict(run, run.loader.test.images).table()["class"].astype(int)
     assert (predicted.to_numpy() == run.test_logits.mean(dim=1).argmax(dim=1).numpy()).all()
     assert predicted.nunique() > 3
 

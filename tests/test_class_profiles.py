@@ -111,7 +111,7 @@ def test_training_images_are_the_references(cifar_dir, ratio):
 
 def test_test_images_are_the_references(cifar_dir):
     loader = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128, imb_factor=0.01)
-    distributions = distribution_indices(loader.test_set.targets.numpy(), loader.cls_num_list)
+    distributions = distribution_indices(loader.test.targets.numpy(), loader.cls_num_list)
     assert list(distributions) == list(CIFAR_DISTRIBUTIONS)
     assert len(distributions.pop("uniform")) == 10_000
     for name, indices in distributions.items():

@@ -67,16 +67,16 @@ def test_shards_and_slices():
 
 
 def test_test_images_are_all_there_and_not_augmented(loader):
-    batches = loader.test_batches()
+    batches = loader.test.batches()
     images = torch.cat([images for images, _ in batches])
-    torch.testing.assert_close(images, normalize(loader.test_set.images, loader.mean, loader.std))
+    torch.testing.assert_close(images, normalize(loader.test.images, loader.mean, loader.std))
     assert len(batches.targets) == 500 and batches.source == "test set"
     torch.testing.assert_close(torch.cat([target for _, target in batches]), batches.targets)
 
 
 def test_distributions(loader):
     distributions = loader.test_distributions()
-    targets = loader.test_set.targets.numpy()
+    targets = loader.test.targets.numpy()
     assert list(distributions)[0] == "forward50" and list(distributions)[-1] == "backward50"
     counts = np.bincount(targets[distributions["backward50"]], minlength=10)
     assert counts[0] == 1 and counts[-1] == 50 and (np.diff(counts) >= 0).all()
@@ -85,12 +85,12 @@ def test_distributions(loader):
 
 def test_two_views(loader):
     indices = np.array([3, 499, 250])
-    ((first, second),) = loader.two_view_batches(indices, pass_number=0)
+    ((first, second),) = loader.test.views(indices, pass_number=0)
     assert first.shape == second.shape == (3, 3, 16, 16)
     assert not torch.equal(first, second)
-    ((again, _),) = loader.two_view_batches(np.arange(500)[[250, 3]], pass_number=0)
+    ((again, _),) = loader.test.views(np.arange(500)[[250, 3]], pass_number=0)
     torch.testing.assert_close(again, first[[2, 0]], rtol=0, atol=1e-5)
-    ((other, _),) = loader.two_view_batches(indices, pass_number=1)
+    ((other, _),) = loader.test.views(indices, pass_number=1)
     assert not torch.equal(other, first)
 
 
@@ -101,22 +101,22 @@ class Color(ImbalanceCIFAR100DataLoader):
         return ImageSet(torch.randint(1, 256, (10, 3, 32, 32), dtype=torch.uint8), torch.arange(10))
 
 
-def view(loader, number):
-    images, targets = (torch.cat(column) for column in zip(*loader.mild_view_batches(number), strict=True))
-    assert torch.equal(targets, loader.test_set.targets)
+def view(source, number):
+    images, targets = (torch.cat(column) for column in zip(*source.mild_view(number), strict=True))
+    assert torch.equal(targets, source.targets)
     return images
 
 
 def test_mild_views_are_image_mirror_image_and_crops():
     loader = Color("", 8)
     assert loader.mild_view_numbers(4) == [0, 1, 2, 3, 4, 5]
-    image = torch.cat([images for images, _ in loader.test_batches()])
-    assert torch.equal(view(loader, 0), image)
-    assert torch.equal(view(loader, 1), image.flip(3))
-    padded = torch.nn.functional.pad(loader.test_set.images, (4, 4, 4, 4))
+    image = torch.cat([images for images, _ in loader.test.batches()])
+    assert torch.equal(view(loader.test, 0), image)
+    assert torch.equal(view(loader.test, 1), image.flip(3))
+    padded = torch.nn.functional.pad(loader.test.images, (4, 4, 4, 4))
     shifts, flips = set(), set()
     for number in range(2, 30):
-        crops = view(loader, number)
+        crops = view(loader.test, number)
         for crop, whole in zip(crops, padded, strict=True):
             found = []
             for flip in (False, True):
@@ -131,21 +131,21 @@ def test_mild_views_are_image_mirror_image_and_crops():
 
 
 def test_mild_views_repeat_by_seed_and_number(loader):
-    assert torch.equal(view(loader, 2), view(loader, 2))
-    assert not torch.equal(view(loader, 2), view(loader, 3))
-    before, epoch = view(loader, 2), [target for _, target in loader]
+    assert torch.equal(view(loader.test, 2), view(loader.test, 2))
+    assert not torch.equal(view(loader.test, 2), view(loader.test, 3))
+    before, epoch = view(loader.test, 2), [target for _, target in loader]
     other = ImbalanceDigitsDataLoader(batch_size=50, imb_factor=0.05)
     other.prepare(torch.device("cpu"), seed=8)
-    assert not torch.equal(view(other, 2), before)
+    assert not torch.equal(view(other.test, 2), before)
     assert all(torch.equal(a, target) for a, (_, target) in zip(epoch, loader, strict=True))
 
 
 def test_digits_are_never_mirrored(loader):
     assert loader.mild_view_numbers(2) == [0, 2, 3] and not loader.mild_crop.flip
     with pytest.raises(ValueError, match="no mild view 1 here"):
-        loader.mild_view_batches(1)
+        loader.test.mild_view(1)
     with pytest.raises(ValueError, match="no mild view -1 here"):
-        loader.mild_view_batches(-1)
+        loader.test.mild_view(-1)
 
 
 def test_bad_values(tmp_path):
@@ -174,9 +174,9 @@ def test_names_of_cifars_classes(cifar_dir):
 
 
 def test_thumbnails_of_images_in_memory(loader):
-    small, whole = loader.thumbnails([7], 8)[0], loader.thumbnails([3, 7], 64)[1]
+    small, whole = loader.test.thumbnails([7], 8)[0], loader.test.thumbnails([3, 7], 64)[1]
     assert small.size == (8, 8) and whole.size == (16, 16)  # never enlarged
-    assert np.array_equal(np.asarray(whole), loader.test_set.images[7].permute(1, 2, 0).numpy())
+    assert np.array_equal(np.asarray(whole), loader.test.images[7].permute(1, 2, 0).numpy())
 
 
 def test_balanced_sampling(loader):
@@ -200,18 +200,16 @@ def test_balanced_sampling(loader):
 
 
 def test_other_test_images(loader):
-    before = torch.cat([images for images, _ in loader.test_batches()])
+    before = torch.cat([images for images, _ in loader.test.batches()])
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    other = loader.with_test_images(images)
-    ((batch, targets),) = other.test_batches()
+    other = loader.read(images)
+    ((batch, targets),) = other.batches()
     torch.testing.assert_close(batch, normalize(images, loader.mean, loader.std))
-    assert targets.tolist() == [0] * 5 and other.cls_num_list == loader.cls_num_list
-    ((first, second),) = other.two_view_batches(np.array([4, 0]), pass_number=0)
+    assert targets.tolist() == [0] * 5
+    ((first, second),) = other.views(np.array([4, 0]), pass_number=0)
     assert first.shape == second.shape == (2, 3, 16, 16)
     assert view(other, 2).shape == (5, 3, 16, 16)
-    with pytest.raises(UserError, match="unlabeled"):
-        other.test_distributions()
-    assert torch.equal(torch.cat([images for images, _ in loader.test_batches()]), before)
+    assert torch.equal(torch.cat([images for images, _ in loader.test.batches()]), before)
     assert len(loader.test_distributions()["uniform"]) == 500
 
 
@@ -228,7 +226,7 @@ def test_other_test_images(loader):
 )
 def test_test_images_that_cannot_be_used(loader, images, message):
     with pytest.raises(UserError, match=message):
-        loader.with_test_images(images)
+        loader.read(images)
 
 
 def test_what_is_held_out_of_every_class():
@@ -250,25 +248,25 @@ def test_a_slice_of_the_training_images_validates(loader):
     assert (torch.bincount(sliced.train_set.targets) + counts).tolist() == loader.cls_num_list
     assert torch.bincount(sliced.train_set.targets).tolist() == sliced.cls_num_list
     assert len(sliced) < len(loader)
-    copy = sliced.with_validation_images()
-    together = torch.cat([sliced.train_set.images, copy.test_set.images]).flatten(1)
+    copy = sliced.read_labeled(None)
+    together = torch.cat([sliced.train_set.images, copy.images]).flatten(1)
     assert torch.equal(together.sort(0).values, whole.images.flatten(1).sort(0).values)  # none lost, none twice
     sliced.prepare(torch.device("cpu"), seed=9)  # the slice is the data's, not the run's
     assert all(torch.equal(a[0], b[0]) for a, b in zip(held_out, sliced.split_validation(), strict=True))
     assert sliced.has_held_out_validation and not loader.has_held_out_validation
-    assert torch.equal(sliced.test_set.images, loader.test_set.images)
+    assert torch.equal(sliced.test.images, loader.test.images)
 
 
 def test_held_out_images_take_the_place_of_the_test_images(loader):
     sliced = ImbalanceDigitsDataLoader(batch_size=50, val_fraction=0.2)
-    copy = sliced.with_validation_images()
-    assert torch.equal(copy.test_batches().targets, sliced.split_validation().targets)
-    assert torch.equal(next(iter(copy.test_batches()))[0], next(iter(sliced.split_validation()))[0])
-    assert len(copy.mild_view_batches(2).targets) == len(copy.test_set.targets) < len(sliced.test_set.targets) == 500
+    copy = sliced.read_labeled(None)
+    assert torch.equal(copy.batches().targets, sliced.split_validation().targets)
+    assert torch.equal(next(iter(copy.batches()))[0], next(iter(sliced.split_validation()))[0])
+    assert len(copy.mild_view(2).targets) == len(copy.targets) < len(sliced.test.targets) == 500
     with pytest.raises(UserError, match="no validation images that are neither training nor test images"):
-        loader.with_validation_images()
+        loader.read_labeled(None)
     with pytest.raises(UserError, match="reads no image files: train with data_loader;args;val_fraction=0.05"):
-        loader.with_labeled_images("list.txt")
+        loader.read_labeled("list.txt")
 
 
 def test_digits_of_fewer_pixels():
@@ -350,5 +348,5 @@ def test_rand_augment_draws_each_operation_as_torchvision_does():
 
 
 def test_chosen_test_images(loader):
-    few = loader.with_chosen_test_images(np.array([7, 3]))
-    assert torch.equal(few.test_set.images, loader.test_set.images[[7, 3]]) and len(few.test_batches().targets) == 2
+    few = loader.test.select(np.array([7, 3]))
+    assert torch.equal(few.images, loader.test.images[[7, 3]]) and len(few.batches().targets) == 2

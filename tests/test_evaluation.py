@@ -35,7 +35,7 @@ def network():
 
 def test_expert_logits_are_in_the_order_of_the_images(network):
     loader = ImbalanceDigitsDataLoader(8)
-    batches = loader.test_batches()
+    batches = loader.test.batches()
     logits = expert_logits(inference_copy(network, 16), batches, CPU, "test")
     assert logits.shape == (500, 3, 10) and not logits.requires_grad
     images = torch.cat([images for images, _ in batches])
@@ -91,7 +91,7 @@ def test_scores_by_hand():
 def test_selections_equal_a_pass_over_each_distribution(network):
     """The accuracies from stored logits are those of running the network on every distribution's images again."""
     loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network, 16)
-    batches, distributions = loader.test_batches(), loader.test_distributions()
+    batches, distributions = loader.test.batches(), loader.test_distributions()
     scorer = Scorer(expert_logits(copy, batches, CPU, "test"), batches.targets, loader.cls_num_list)
     images = torch.cat([images for images, _ in batches])
     for name in ("forward50", "backward5"):
@@ -115,7 +115,7 @@ def views_of_run(trained_digits, crops, **more):
 def test_averaged_logits_are_the_mean_of_explicit_passes(trained_digits, plain_run):
     run = views_of_run(trained_digits, 3)
     assert run.mild_views == [0, 2, 3, 4]  # digits have no mirror image
-    passes = [expert_logits(run.network, run.loader.mild_view_batches(n), CPU, "view") for n in run.mild_views]
+    passes = [expert_logits(run.network, run.loader.test.mild_view(n), CPU, "view") for n in run.mild_views]
     assert torch.equal(passes[0], plain_run.test_logits)
     torch.testing.assert_close(run.test_logits, torch.stack(passes).mean(dim=0), atol=1e-5, rtol=1e-5)
     assert torch.equal(run.test_logits, views_of_run(trained_digits, 3).test_logits)
@@ -152,7 +152,7 @@ def test_every_figure_is_of_the_averaged_logits_and_the_protocol_says_so(trained
         assert adapted.protocol.endswith(f"; predictions on {views}.")
         assert adapted.distributions["uniform"].equal_weights_top1 == expected.top1
         assert adapted.distributions["uniform"].experts_top1 == expected.experts_top1
-    predicted = evaluation.predict(run, run.loader.test_set.images)
+    predicted = evaluation.predict(run, run.loader.test.images)
     torch.testing.assert_close(predicted.log_probabilities, torch.log_softmax(logits.mean(1), 1), atol=1e-5, rtol=0)
 
 
@@ -192,7 +192,7 @@ class Digits:
         self.asked = []  # images of every pass
 
     def logits(self):
-        return expert_logits(self.network, self.loader.test_batches(), CPU, "test")
+        return expert_logits(self.network, self.loader.test.batches(), CPU, "test")
 
     def views_of(self, indices, pass_number):
         self.asked.append(len(indices))
@@ -215,7 +215,7 @@ def stability(lr=0.5, **options):
 
 def test_a_distribution_learns_the_same_weights_alone_and_beside_others(network):
     digits = Digits(network)
-    targets = digits.loader.test_set.targets.numpy()
+    targets = digits.loader.test.targets.numpy()
     distributions = distribution_indices(targets, digits.loader.cls_num_list, ["forward5", "backward5"])
     together = digits.fit(distributions)
     alone = digits.fit({"backward5": distributions["backward5"]})
@@ -230,7 +230,7 @@ def test_only_the_distributions_own_images_matter(network):
     digits, indices = Digits(network), np.arange(0, 500, 5)
     before = digits.fit({"some": indices}, epochs=1)["some"].weights
     outside = np.setdiff1d(np.arange(500), indices)
-    digits.loader.test_set.images[outside] = 255 - digits.loader.test_set.images[outside]
+    digits.loader.test.images[outside] = 255 - digits.loader.test.images[outside]
     torch.testing.assert_close(digits.fit({"some": indices}, epochs=1)["some"].weights, before)
 
 
@@ -299,7 +299,7 @@ def test_from_python_without_a_command_line(trained_digits):
 
 def test_predicting_images_in_memory(trained_digits):
     run = evaluation.load_run(trained_digits)
-    images = run.loader.test_set.images[:20]
+    images = run.loader.test.images[:20]
     plain = evaluation.predict(run, images)
     torch.testing.assert_close(
         plain.log_probabilities, torch.log_softmax(run.test_logits[:20].mean(1), 1), atol=1e-4, rtol=0
@@ -333,8 +333,8 @@ def test_only_an_oracle_could_see_a_label(trained_digits):
     run, shuffled = (evaluation.load_run(trained_digits, overrides=short) for _ in range(2))
     distributions = run.loader.test_distributions()
     shuffled.loader.test_distributions = lambda: distributions  # the same images, their labels hidden
-    images, targets = shuffled.loader.test_set
-    shuffled.loader.test_set = type(shuffled.loader.test_set)(images, targets[torch.randperm(len(targets))])
+    targets = shuffled.loader.test.targets
+    shuffled.loader.test.targets = targets[torch.randperm(len(targets))]
     one, other = (evaluation.adapt(r, names=["backward10"]).distributions["backward10"] for r in (run, shuffled))
     assert one.weights == other.weights and one.learning == other.learning and one.top1 != other.top1
 

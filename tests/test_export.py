@@ -110,9 +110,11 @@ def test_tade_alone_adapts_what_onnx_gives(checkpoint, exported, images, tmp_pat
     run = load_run(checkpoint, "cpu", data=False)
     assert run.calibration.numbers == [0.8, -0.1, 0.0]
     expected = predict(run, images, lambda *p: PriorAggregator(*p, calibration=run.calibration))
-    network, loader = onnx_runner((exported / "network.onnx").read_bytes()), with_images(run, images).loader
+    network, loader = onnx_runner((exported / "network.onnx").read_bytes()), run.loader
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (loader.mean, loader.std))
-    pairs = [tuple(x * std + mean for x in pair) for pair in loader.two_view_batches(np.arange(len(images)), 0)]
+    pairs = [
+        tuple(x * std + mean for x in pair) for pair in with_images(run, images).images.views(np.arange(len(images)), 0)
+    ]
     parts = [images / 255, *(torch.cat([pair[k] for pair in pairs]) for k in (0, 1))]
     np.save(tmp_path / "logits.npy", np.stack([network(part).numpy() for part in parts]))
     (tmp_path / "lib").mkdir()

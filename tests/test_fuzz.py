@@ -156,7 +156,7 @@ def test_list_files(train, test):
         (root / "test.txt").write_bytes(test + b"a.png 0\n")
         try:
             images = ImageList.read(root / "train.txt", root)
-            assert len(images) == len(images.names()) and all(map(len, images.raw_names()))
+            assert len(images) == len(images.names()) and all(map(len, images.paths.tolist()))
             loader = ListDataLoader(folder, str(root / "train.txt"), str(root / "test.txt"), 8, num_workers=0)
             assert sum(loader.cls_num_list) == len(images) and len(loader.fingerprint()) == 2
             next(iter(loader))  # none of these images is there
@@ -183,7 +183,7 @@ def test_folders(classes, test_per_class):
                 open(os.path.join(folder, name, file), "wb").close()
         out = Path(os.fsdecode(folder) + ".lists")
         from_folder(Path(os.fsdecode(folder)), out, SplitOptions(test_per_class))
-        listed = [path for s in ("train", "test") for path in ImageList.read(out / f"{s}.txt", "").raw_names()]
+        listed = [path for s in ("train", "test") for path in ImageList.read(out / f"{s}.txt", "").paths.tolist()]
         images = {
             name + b"/" + file
             for name, files in classes.items()

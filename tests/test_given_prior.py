@@ -103,7 +103,7 @@ def test_a_calibration_of_the_config_stays(trained_digits):
     section = {"aggregator": {"type": "PriorAggregator", "args": {"calibration": [0.5, 0.0, 0.0], "bound": 2.0}}}
     run = evaluation.with_prior(evaluation.load_run(trained_digits, overrides=section), "uniform")
     assert run.config["aggregator"]["args"] == {"calibration": [0.5, 0.0, 0.0], "prior": [1.0] * 10}
-    predicted = evaluation.predict(run, run.loader.test_set.images[:5], run.make_aggregator)
+    predicted = evaluation.predict(run, run.loader.test.images[:5], run.make_aggregator)
     assert predicted.learning["prior"] == pytest.approx([0.1] * 10) and predicted.calibration["a"] == 0.5
 
 

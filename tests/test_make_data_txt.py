@@ -345,7 +345,7 @@ def test_any_other_name_comes_back(folder):
     listed = {
         path
         for split in ("train", "test")
-        for path in ImageList.read(folder / "lists" / f"{split}.txt", "").raw_names()
+        for path in ImageList.read(folder / "lists" / f"{split}.txt", "").paths.tolist()
     }
     assert {b"cat/" + name for name in names} <= listed
     assert all(os.path.exists(os.path.join(os.fsencode(folder / "images"), path)) for path in listed)

@@ -174,7 +174,7 @@ def test_a_broken_image_stops_and_is_named_or_is_left_out(folder, tmp_path, work
     train_list = broken_list(folder, tmp_path, "broken.png")
     loader = make(folder, train_list=train_list, num_workers=workers)
     stopping = make(folder, train_list=train_list, num_workers=workers, on_bad_image="stop")
-    for batches in (loader, stopping.with_test_images(loader.train_images).test_batches()):
+    for batches in (loader, stopping.read(loader.train_images).batches()):
         with pytest.raises(UserError, match=r"^The image .*broken\.png cannot be decoded .*: mend") as caught:
             list(batches)
         assert "Traceback" not in str(caught.value)
@@ -201,20 +201,20 @@ def damaged(folder, tmp_path):
 def test_bad_images_are_skipped_in_evaluation(folder, damaged, workers):
     damaged_list = str(damaged / "test.txt")
     whole, loader = make(folder), make(folder, test_list=damaged_list, on_bad_image="skip", num_workers=workers)
-    batches = loader.test_batches()
+    batches = loader.test.batches()
     ((images, targets),) = batches
-    assert torch.equal(images[:12], next(iter(whole.test_batches()))[0]) and not images[12:].any()
+    assert torch.equal(images[:12], next(iter(whole.test.batches()))[0]) and (images[12:] < -1).all()
     assert targets.tolist() == batches.targets.tolist() and targets[12:].tolist() == [2, 1]
     assert {index: (bad.name, bad.reason.split(" (")[0]) for index, bad in batches.bad.items()} == {
         12: ("cut.png", "cannot be decoded"),
         13: ("nowhere.png", "is missing"),
     }
-    ((first, second),) = loader.two_view_batches(np.array([12, 3]), pass_number=0)
-    assert first.shape == second.shape == (2, 3, SIZE, SIZE) and not first[0].any() and first[1].any()
-    ((none, _),) = loader.with_chosen_test_images(np.array([12, 13])).test_batches()
-    assert none.shape == (2, 3, SIZE, SIZE) and not none.any()
+    ((first, second),) = loader.test.views(np.array([12, 3]), pass_number=0)
+    assert first.shape == second.shape == (2, 3, SIZE, SIZE) and not torch.equal(first[0], first[1])
+    ((none, _),) = loader.test.select(np.array([12, 13])).batches()
+    assert none.shape == (2, 3, SIZE, SIZE) and torch.equal(none, images[12:])
     with pytest.raises(UserError, match=r"cut\.png cannot be decoded"):
-        list(make(folder, test_list=damaged_list, num_workers=workers).test_batches())
+        list(make(folder, test_list=damaged_list, num_workers=workers).test.batches())
 
 
 def small_list_config(folder, tmp_path, **options) -> dict:
@@ -278,7 +278,7 @@ def test_a_mistyped_folder_is_refused_before_training(folder, tmp_path):
     with pytest.raises(UserError, match="There is no folder .*mistyped"):
         lists = {f"{split}_list": str(folder / f"{split}.txt") for split in ("train", "test")}
         train(small_list_config(folder / "mistyped", tmp_path, **lists))
-    with pytest.raises(UserError, match=f"No image of train_list .* did you mean the folder {folder} "):
+    with pytest.raises(UserError, match=f"No image of .*train.txt .* did you mean the folder {folder} "):
         train(small_list_config(folder, tmp_path, data_dir=str(folder / "test")))
     listed = broken_list(folder, tmp_path, "nowhere.png")
     with pytest.raises(UserError, match=r"1 of 22 images .* that were looked up are missing, such as .*nowhere"):
@@ -340,8 +340,8 @@ def test_nothing_is_mirrored_where_flip_is_off(tmp_path):
     for flip in (True, False):
         loader = make(tmp_path, train_list=str(tmp_path / "list.txt"), test_list=str(tmp_path / "list.txt"), flip=flip)
         train_images = torch.cat([images for images, _ in loader])
-        view, _ = next(iter(loader.two_view_batches(np.arange(16), 0)))
-        crops, _ = next(iter(loader.mild_view_batches(2)))
+        view, _ = next(iter(loader.test.views(np.arange(16), 0)))
+        crops, _ = next(iter(loader.test.mild_view(2)))
         for images in (train_images, view, crops):
             assert bool(darker_left(images).all()) != flip
         assert loader.mild_view_numbers(1) == ([0, 1, 2] if flip else [0, 2])
@@ -378,12 +378,12 @@ def test_epochs_repeat_whatever_the_workers(folder):
 
 def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
     loader = make(folder)
-    ((images, targets),) = loader.test_batches()
+    ((images, targets),) = loader.test.batches()
     t = torchvision().transforms
     pipeline = t.Compose([t.Resize(round(SIZE * 256 / 224)), t.CenterCrop(SIZE)])
     expected = to_tensor(pipeline(Image.open(loader.test_images.path(7)).convert("RGB"))).permute(2, 0, 1)
     torch.testing.assert_close(images[7], normalize(expected[None], loader.mean, loader.std)[0])
-    assert targets.tolist() == loader.test_batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert targets.tolist() == loader.test.batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert loader.split_validation().source == "test set"
     assert make(folder, val_list=str(folder / "train.txt")).split_validation().source == "validation set"
     assert make(folder, val_list=str(folder / "test.txt")).split_validation().source == "test set"
@@ -391,25 +391,25 @@ def test_test_images_are_resized_and_cropped_as_torchvision_does(folder):
 
 def test_two_views(folder):
     loader = make(folder)
-    ((first, second),) = loader.two_view_batches(np.array([3, 11, 5]), pass_number=0)
+    ((first, second),) = loader.test.views(np.array([3, 11, 5]), pass_number=0)
     assert first.shape == (3, 3, SIZE, SIZE) and not torch.equal(first, second)
-    ((again, _),) = loader.two_view_batches(np.array([5, 3]), pass_number=0)
+    ((again, _),) = loader.test.views(np.array([5, 3]), pass_number=0)
     torch.testing.assert_close(again, first[[2, 0]], rtol=0, atol=0)
-    ((other, _),) = loader.two_view_batches(np.array([5, 3]), pass_number=1)
+    ((other, _),) = loader.test.views(np.array([5, 3]), pass_number=1)
     assert not torch.equal(other, again)
 
 
 def test_mild_views(folder):
     loader, shared = make(folder), make(folder, num_workers=2)
-    ((image, targets),) = loader.test_batches()
-    views = {number: next(iter(loader.mild_view_batches(number))) for number in loader.mild_view_numbers(2)}
+    ((image, targets),) = loader.test.batches()
+    views = {number: next(iter(loader.test.mild_view(number))) for number in loader.mild_view_numbers(2)}
     assert list(views) == [0, 1, 2, 3] and all(torch.equal(view[1], targets) for view in views.values())
     assert torch.equal(views[0][0], image) and torch.equal(views[1][0], image.flip(3))
     assert views[2][0].shape == (12, 3, SIZE, SIZE) and not torch.equal(views[2][0], views[3][0])
-    assert torch.equal(next(iter(shared.mild_view_batches(2)))[0], views[2][0])  # whatever the workers
+    assert torch.equal(next(iter(shared.test.mild_view(2)))[0], views[2][0])  # whatever the workers
     loader.prepare(torch.device("cpu"), seed=8)
-    assert not torch.equal(next(iter(loader.mild_view_batches(2)))[0], views[2][0])
-    assert len(loader.with_test_images(folder / "train").mild_view_batches(3).targets) == sum(COUNTS)
+    assert not torch.equal(next(iter(loader.test.mild_view(2)))[0], views[2][0])
+    assert len(loader.read(folder / "train").mild_view(3).targets) == sum(COUNTS)
 
 
 def test_a_slice_of_the_training_list_validates(folder):
@@ -418,7 +418,7 @@ def test_a_slice_of_the_training_list_validates(folder):
     held_out = loader.split_validation()
     assert np.bincount(held_out.targets).tolist() == [3, 2, 1] and held_out.source == "validation set"
     assert sorted(loader.train_images.names() + loader.val_images.names()) == sorted(whole.train_images.names())
-    assert loader.with_validation_images().test_names == loader.val_images.names()
+    assert loader.read_labeled(None).names == loader.val_images.names()
     with pytest.raises(ValueError, match="val_fraction is for data without validation images"):
         make(folder, val_fraction=0.25, val_list=str(folder / "train.txt"))
 
@@ -429,7 +429,7 @@ def test_held_out_validation_is_neither_trained_nor_tested_on(folder, tmp_path):
         assert not make(folder, val_list=str(folder / f"{shared}.txt")).has_held_out_validation
     (tmp_path / "val.txt").write_text("elsewhere/1.png 0\n")
     loader = make(folder, val_list=str(tmp_path / "val.txt"))
-    assert loader.has_held_out_validation and loader.with_test_images(folder / "test").has_held_out_validation
+    assert loader.has_held_out_validation
 
 
 class Rare(ListDataLoader):
@@ -442,16 +442,15 @@ def test_labeled_images_by_a_list_and_by_folders(folder, tmp_path):
     listed = tmp_path / "labeled.txt"
     listed.write_text(f"test/class 2/0.png 2\n{folder}/test/class 1/3.png 1\n")
     loader = make(folder, class_names=names)
-    copy = loader.with_labeled_images(listed)
-    ((images, targets),) = copy.test_batches()
-    assert targets.tolist() == [2, 1] and torch.equal(images, next(iter(loader.test_batches()))[0][[8, 7]])
-    of_folders = loader.with_labeled_images(folder / "test")
-    assert of_folders.test_batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    ((images, targets),) = loader.read_labeled(listed).batches()
+    assert targets.tolist() == [2, 1] and torch.equal(images, next(iter(loader.test.batches()))[0][[8, 7]])
+    of_folders = loader.read_labeled(folder / "test")
+    assert of_folders.batches().targets.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     backward = tmp_path / "train.txt"
     lines = [f"train/class {label}/{n}.png {2 - label}\n" for label, count in enumerate(COUNTS) for n in range(count)]
     backward.write_text("".join(lines))
     other = Rare(str(folder), str(backward), str(folder / "test.txt"), 8, image_size=SIZE)
-    assert other.class_map == [2, 1, 0] and other.with_labeled_images(listed).test_images.targets.tolist() == [0, 1]
+    assert other.class_map == [2, 1, 0] and other.read_labeled(listed).targets.tolist() == [0, 1]
 
 
 def test_labeled_images_that_were_trained_on_are_refused(folder, tmp_path):
@@ -459,32 +458,29 @@ def test_labeled_images_that_were_trained_on_are_refused(folder, tmp_path):
     for name in ("train/class 1/0.png", f"{folder}/train/../train/class 1/0.png", tmp_path / "link.png"):
         (tmp_path / "labeled.txt").write_text(f"test/class 2/0.png 2\n{name} 1\n")
         with pytest.raises(UserError, match="1 images of .*labeled.txt were trained on, such as .*train/class"):
-            make(folder).with_labeled_images(tmp_path / "labeled.txt")
+            make(folder).read_labeled(tmp_path / "labeled.txt")
     with pytest.raises(UserError, match='Unknown class folder in .*train "class 0"'):
-        make(folder).with_labeled_images(folder / "train")  # classes are called by number here
+        make(folder).read_labeled(folder / "train")  # classes are called by number here
     (tmp_path / "labeled.txt").write_text("test/class 2/0.png 7\n")
     with pytest.raises(UserError, match="has the label 7, and the training list has 3 classes"):
-        make(folder).with_labeled_images(tmp_path / "labeled.txt")
+        make(folder).read_labeled(tmp_path / "labeled.txt")
 
 
 def test_other_test_images(folder):
     loader = make(folder)
-    other = loader.with_test_images(folder / "train")
-    assert len(other.test_batches().targets) == sum(COUNTS) and other.test_images.name(20) == "class 2/2.png"
-    images = torch.cat([images for images, _ in other.test_batches()])
-    ((of_list, _),) = loader.with_test_images(loader.train_images).test_batches()
-    order = [loader.train_images.names().index(f"train/{name}") for name in other.test_images.names()]
+    other = loader.read(folder / "train")
+    assert len(other.batches().targets) == sum(COUNTS) and other.files.name(20) == "class 2/2.png"
+    images = torch.cat([images for images, _ in other.batches()])
+    ((of_list, _),) = loader.read(loader.train_images).batches()
+    order = [loader.train_images.names().index(f"train/{name}") for name in other.files.names()]
     torch.testing.assert_close(images, of_list[order])
-    ((first, _),) = other.two_view_batches(np.array([20]), pass_number=0)
+    ((first, _),) = other.views(np.array([20]), pass_number=0)
     assert first.shape == (1, 3, SIZE, SIZE)
-    with pytest.raises(UserError, match="unlabeled"):
-        other.test_distributions()
-    assert len(loader.test_batches().targets) == 12 and list(loader.test_distributions()) == list(loader.distributions)
-    assert torch.equal(next(iter(other))[0], next(iter(loader))[0])  # training is the same, each with its own workers
+    assert len(loader.test.batches().targets) == 12 and list(loader.test_distributions()) == list(loader.distributions)
     with pytest.raises(UserError, match="ListDataLoader reads image files: give a folder or an ImageList, not Tensor"):
-        loader.with_test_images(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
+        loader.read(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
     with pytest.raises(UserError, match="no image file under"):
-        loader.with_test_images(str(folder / "absent"))
+        loader.read(str(folder / "absent"))
 
 
 def test_distributions_of_an_unbalanced_test_set(folder, tmp_path):
@@ -669,8 +665,8 @@ def test_names_that_are_no_utf8(folder, tmp_path):
     make_image(0, 1).save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", name)
     images = list_folder(tmp_path)
-    assert list(images.raw_names()) == [b"caf\xe9 \xff.png"] and images.path(0).exists()
-    ((batch, _),) = make(folder).with_test_images(tmp_path).test_batches()
+    assert list(images.paths.tolist()) == [b"caf\xe9 \xff.png"] and images.path(0).exists()
+    ((batch, _),) = make(folder).read(tmp_path).batches()
     assert len(batch) == 1
     run = types.SimpleNamespace(path="last.pth", sha256="", epoch=1, selected_by="")
     predictions = Predictions(images.names(), torch.zeros(1, 2), ["a", "b"], {}, run)
@@ -680,7 +676,7 @@ def test_names_that_are_no_utf8(folder, tmp_path):
 def test_thumbnails_of_files(folder, tmp_path):
     make_image(1, 2).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
-    good, bad = make(folder).with_test_images(tmp_path).thumbnails([0, 1], 28)
+    good, bad = make(folder).read(tmp_path).thumbnails([0, 1], 28)
     assert good.size == (28, 20) and good.mode == "RGB" and bad is None
 
 

@@ -49,7 +49,7 @@ def named(trained_digits, tmp_path_factory) -> Path:
 def photos(trained_digits, tmp_path_factory) -> Path:
     """A folder of 60 digits as PNG, six of every class."""
     folder = tmp_path_factory.mktemp("photos")
-    test_set = load_run(trained_digits, "cpu").loader.test_set
+    test_set = load_run(trained_digits, "cpu").loader.test
     for c in range(10):
         for k, index in enumerate((test_set.targets == c).nonzero().flatten()[:6].tolist()):
             Image.fromarray(test_set.images[index].permute(1, 2, 0).numpy()).save(folder / f"{k}_{c}.png")
@@ -328,7 +328,7 @@ def test_a_stream_in_two_runs_is_one_stream(run, photos, tmp_path, make):
 
 def test_a_stream_takes_what_predict_takes(run, photos):
     (folder,) = predict_stream(run, [photos], PriorAggregator)
-    (tensor,) = predict_stream(run, [run.loader.with_test_images(photos).test_set.images], PriorAggregator)
+    (tensor,) = predict_stream(run, [run.loader.read(photos).images], PriorAggregator)
     assert torch.equal(folder.log_probabilities, tensor.log_probabilities) and tensor.names[3] == "3"
     with pytest.raises(UserError, match="There is no image to predict"):
         list(predict_stream(run, [[]], PriorAggregator))
@@ -551,9 +551,9 @@ def test_pictures_of_any_size_reach_a_network_for_small_images(run, tmp_path):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, 20:60] = 200
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    loader = run.loader.with_test_images(tmp_path)
-    images = loader.test_set.images
-    assert images.shape == (1, 3, 16, 16) and int(images[..., 1:-1].min()) == 200 and loader.test_names == ["wide.png"]
+    source = run.loader.read(tmp_path)
+    images = source.images
+    assert images.shape == (1, 3, 16, 16) and int(images[..., 1:-1].min()) == 200 and source.names == ["wide.png"]
     (tmp_path / "wide.png").write_bytes(b"")
     with pytest.raises(UserError, match="None of the 1 images of .* can be decoded"):
-        run.loader.with_test_images(ImageList.of(tmp_path, ["wide.png"]))
+        run.loader.read(ImageList.of(tmp_path, ["wide.png"]))

@@ -50,7 +50,7 @@ def test_training_augmentation_equals_torchvision_pixel_for_pixel(size):
 
 
 def test_training_augmentation_on_real_images(cifar_dir):
-    images = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128).test_set.images[:2000]
+    images = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128).test.images[:2000]
     given, degrees = random_params(2000)
     result = CropFlipRotate(32).apply(images, given)
     pixels = result.permute(0, 2, 3, 1).numpy()
