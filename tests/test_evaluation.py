@@ -123,7 +123,7 @@ def test_averaged_logits_are_the_mean_of_explicit_passes(trained_digits, plain_r
 
 
 def test_without_averaged_views_nothing_changes(trained_digits, plain_run, monkeypatch):
-    monkeypatch.setattr(type(plain_run.loader), "mild_view_batches", None)  # none is asked for
+    monkeypatch.setattr(type(plain_run.images), "mild_view", None)  # none is asked for
     off = views_of_run(trained_digits, 0)
     assert torch.equal(off.test_logits, plain_run.test_logits)
     expected = evaluation.evaluate(plain_run).to_json()
@@ -196,7 +196,7 @@ class Digits:
 
     def views_of(self, indices, pass_number):
         self.asked.append(len(indices))
-        return two_view_logits(self.network, self.loader, indices, pass_number, CPU)
+        return two_view_logits(self.network, self.loader.test, indices, pass_number, CPU)
 
     def fit(self, distributions, lr=0.5, **options):
         aggregators = {name: stability(lr, **options) for name in distributions}
@@ -271,7 +271,7 @@ class CountsPredictions(Aggregator):
 
 def test_an_aggregator_without_views_or_weights_goes_all_the_way(trained_digits, monkeypatch):
     run = evaluation.load_run(trained_digits)
-    monkeypatch.setattr(type(run.loader), "two_view_batches", None)  # no pass is paid for views
+    monkeypatch.setattr(type(run.images), "views", None)  # no pass is paid for views
     results = evaluation.adapt(run, CountsPredictions, names=["forward10", "uniform"])
     assert list(results.distributions) == ["forward10", "uniform"] and "CountsPredictions" in results.protocol
     entry = results.to_json()["distributions"]["uniform"]
@@ -384,8 +384,8 @@ def test_results_name_the_aggregator_that_the_config_chose(trained_digits):
 
 
 def test_what_is_left_out_is_remarked():
-    loader = SimpleNamespace(class_names=["ant", "bee"], thumbnails=None)
-    common = {"checkpoint": None, "seed": 1, "device": CPU, "config": SimpleNamespace(config={}), "loader": loader}
+    common = {"checkpoint": None, "seed": 1, "device": CPU, "config": SimpleNamespace(config={})}
+    common |= {"loader": SimpleNamespace(class_names=["ant", "bee"]), "images": SimpleNamespace(thumbnails=None)}
     labeled = "20 labeled test images calibrate and are left out of every figure"
     broken = "1 test images cannot be decoded and are left out"
     for left_out, bad, remark in (
