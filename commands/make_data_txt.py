@@ -146,7 +146,7 @@ def check(list_path: Path, data_dir: Path, output: Path | None = None, num_worke
         list_path: the list; classes.txt beside it, if any, names the classes.
         data_dir: folder that its paths are relative to.
         output: folder for the files, in place of the list's.
-        num_workers: processes that decode; None for one a core.
+        num_workers: threads that decode; None for one a core.
 
     Returns:
         {"images", "classes", "imbalance_ratio", "many", "medium", "few" (classes), "empty" (classes), "duplicates"}.
@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> dict:
     job.add_argument("list", type=Path)
     job.add_argument("data_dir", type=Path)
     job.add_argument("--output", type=Path, help="folder for table, plot and bad images (default: the list's)")
-    job.add_argument("--num_workers", type=int, help="processes that decode (default: one a core)")
+    job.add_argument("--num_workers", type=int, help="threads that decode (default: one a core)")
     job = jobs.add_parser("from-folder", help="list a folder of class folders, or of train/, val/ and test/ with such")
     job.add_argument("folder", type=Path)
     job.add_argument("out", type=Path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_loader.image_folders import others_text, scan_folder, subfolders
+from data_loader.image_folders import image_suffixes, others_text, scan_folder, subfolders, walk
 from utils.errors import UserError, unknown
 from utils.logger import progress
 
@@ -34,8 +34,8 @@ class ClassFolders:
         notices: what else one should know, a sentence each.
     """
 
-    splits: dict[str, Entries]
-    classes: list[str]
+    splits: dict[str, Entries] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
 
@@ -88,107 +88,96 @@ def read_class_folders(folder: Path, options: SplitOptions) -> ClassFolders:
             list, or the options do not fit the folder.
     """
     notices: list[str] = []
-    layout = _layout(folder, options.exclude, notices)
-    given = {"val": options.val, "test": options.test}
-    for split, other in given.items():
-        if other is not None:
-            if split in layout:
-                notices.append(f"{layout[split]} is not used: --{split} is.")
-            layout[split] = other
-    if "val" in layout and options.val_per_class:
-        raise UserError(f"{layout['val']} holds validation images: leave --val_per_class out.")
-    unlabeled = {split: path for split, path in layout.items() if split != "train" and not subfolders(path)}
-    for split, path in unlabeled.items():
-        if given[split]:
-            raise UserError(f"{path} holds no class folders: put the images of each class into a folder of its own.")
-        notices.append(f"{path} holds no class folders, so that its images have no labels: not listed.")
-        del layout[split]
-    if "val" in layout and "test" not in layout:
-        layout["test"] = layout.pop("val")
-        notices.append(f"There are no other test images: {layout['test']} becomes the test list.")
-    images, others = _images(folder, layout)
-    if loose := sum(len(scan_folder(root, depth=1).images) for root in layout.values()):
-        notices.append(f"{loose} images that are in no class folder are left out.")
-    if others:
-        notices.append(f"Files that are no images by their endings are left out: {others_text(others)}.")
+    layout = _layout(folder, options, notices)
+    images = _images(folder, layout, notices)
     classes = _classes(folder, images["train"], options, notices)
-    splits = _given_splits(images, classes, notices)
+    found = ClassFolders({"train": [], "test": []}, classes, notices)
+    for split, by_class in images.items():
+        found.splits[split] = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, ())]
+        strange = [name for name, paths in by_class.items() if name not in classes and paths]
+        if split != "train" and strange:
+            notices.append(f"Classes of the {split} images that are not trained on are left out: {_names(strange)}.")
     wanted = {} if "test" in images else {"test": options.test_per_class}
     if options.val_per_class:
         wanted["val"] = options.val_per_class
-    _move(splits, classes, wanted, options, notices)
-    for split in splits:
-        if not splits[split]:
+    _move(found, wanted, options)
+    for split, entries in found.splits.items():
+        if not entries:
             advice = f"lower --{split}_per_class, or give a folder of such images with --{split}"
             if split in images:
                 advice = f"{layout[split]} should hold folders with the names of the classes that are trained on"
             raise UserError(f"No class of {folder} has an image left for the {split} list: {advice}.")
     if options.group:
-        _check_groups(splits, options.group, notices)
-    return ClassFolders(splits, classes, notices)
+        _check_groups(found, options.group)
+    return found
 
 
-def _layout(folder: Path, exclude: Sequence[str], notices: list[str]) -> dict[str, Path]:
+def _layout(folder: Path, options: SplitOptions, notices: list[str]) -> dict[str, Path]:
     """ "train" and, if there are such folders, "val" and "test" -> folder of class folders.
 
     Raises:
-        UserError: folders called like splits stand beside others.
+        UserError: folders called like splits stand beside others, or the options do not fit.
     """
-    inside = {path.name: path for path in subfolders(folder)}
-    found: dict[str, list[Path]] = {
-        split: [path for name, path in inside.items() if name.lower() in names and name not in exclude]
-        for split, names in LAYOUT.items()
-    }
-    taken = [path for paths in found.values() for path in paths]
-    rest = [name for name, path in inside.items() if path not in taken and name not in exclude]
-    if not found["train"] or not subfolders(found["train"][0]):
-        return {"train": folder}
-    if twice := [paths for paths in found.values() if len(paths) > 1]:
-        raise UserError(f"{twice[0][0]} and {twice[0][1]} mean the same: leave one out with --exclude.")
-    if rest:
-        raise UserError(
-            f"{folder} holds {found['train'][0].name}/ beside other folders ({_names(rest)}): leave these out with "
-            f"--exclude, or give {found['train'][0]} itself."
-        )
-    layout = {split: paths[0] for split, paths in found.items() if paths}
-    notices.append(f"Taken as it is: {', '.join(f'{path.name}/ ({split})' for split, path in layout.items())}.")
+    inside = [path for path in subfolders(folder) if path.name not in options.exclude]
+    found = {split: [path for path in inside if path.name.lower() in names] for split, names in LAYOUT.items()}
+    layout = {"train": folder}
+    if found["train"] and subfolders(found["train"][0]):
+        if twice := [paths for paths in found.values() if len(paths) > 1]:
+            raise UserError(f"{twice[0][0]} and {twice[0][1]} mean the same: leave one out with --exclude.")
+        layout = {split: paths[0] for split, paths in found.items() if paths}
+        if rest := [path.name for path in inside if path not in layout.values()]:
+            raise UserError(
+                f"{folder} holds {layout['train'].name}/ beside other folders ({_names(rest)}): leave these out with "
+                f"--exclude, or give {layout['train']} itself."
+            )
+        notices.append(f"Taken as it is: {', '.join(f'{path.name}/ ({split})' for split, path in layout.items())}.")
+    for split, given in (("val", options.val), ("test", options.test)):
+        if given is not None:
+            if split in layout:
+                notices.append(f"{layout[split]} is not used: --{split} is.")
+            layout[split] = given
+    if "val" in layout and options.val_per_class:
+        raise UserError(f"{layout['val']} holds validation images: leave --val_per_class out.")
+    for split, path in list(layout.items()):
+        if split != "train" and not subfolders(path):
+            if path in (options.val, options.test):
+                raise UserError(
+                    f"{path} holds no class folders: put the images of each class into a folder of its own."
+                )
+            notices.append(f"{path} holds no class folders, so that its images have no labels: not listed.")
+            del layout[split]
+    if "val" in layout and "test" not in layout:
+        layout["test"] = layout.pop("val")
+        notices.append(f"There are no other test images: {layout['test']} becomes the test list.")
     return layout
 
 
-def _images(folder: Path, layout: Mapping[str, Path]) -> tuple[dict[str, dict[str, list[str]]], Counter[str]]:
-    """Split -> name of a class -> its images, as a list has them; and the endings of the other files.
+def _images(folder: Path, layout: Mapping[str, Path], notices: list[str]) -> dict[str, dict[str, list[str]]]:
+    """Split -> name of a class -> its images, as a list has them: relative to `folder` where that holds them.
 
     Raises:
         UserError: a name cannot stand in a list.
     """
-    images: dict[str, dict[str, list[str]]] = {}
-    others: Counter[str] = Counter()
+    images, others, loose = {}, Counter(), 0
+    base = Path(os.path.abspath(folder))
     for split, root in layout.items():
-        start = _start(root, folder)
+        absolute = Path(os.path.abspath(root))
+        start = absolute.relative_to(base) if absolute.is_relative_to(base) else absolute
         images[split] = {}
         for path in progress(subfolders(root), f"{split} classes", unit="class"):
-            content = scan_folder(path)
-            others += content.others
-            images[split][path.name] = names = [f"{start}{path.name}/{name}" for name in content.images]
-            for name in names:
-                _check_name(name)
-    return images, others
-
-
-def _start(root: Path, folder: Path) -> str:
-    """What stands before the names of class folders in a list: relative to `folder` where that holds them."""
-    if root == folder:
-        return ""
-    absolute, base = Path(os.path.abspath(root)), Path(os.path.abspath(folder))
-    inside = absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else absolute.as_posix()
-    return f"{inside}/"
-
-
-def _check_name(name: str) -> None:
-    """Raise UserError for a path that a line of a list cannot hold, such as one with a line end."""
-    line = os.fsencode(name)
-    if line.splitlines() != [line] or line.rstrip() != line:
-        raise UserError(f"{name} cannot stand in a list of one image a line: rename it.")
+            names, others_here = scan_folder(path)
+            images[split][path.name] = [(start / path.name / name).as_posix() for name in names]
+            others += others_here
+        loose += sum(Path(name).suffix.lower() in image_suffixes() for name in next(walk(root))[2])
+    for name in (name for by_class in images.values() for names in by_class.values() for name in names):
+        line = os.fsencode(name)
+        if line.splitlines() != [line] or line.rstrip() != line:
+            raise UserError(f"{name} cannot stand in a list of one image a line: rename it.")
+    if loose:
+        notices.append(f"{loose} images that are in no class folder are left out.")
+    if others:
+        notices.append(f"Files that are no images by their endings are left out: {others_text(others)}.")
+    return images
 
 
 def _classes(folder: Path, images: Mapping[str, list[str]], options: SplitOptions, notices: list[str]) -> list[str]:
@@ -197,20 +186,18 @@ def _classes(folder: Path, images: Mapping[str, list[str]], options: SplitOption
     Raises:
         UserError: fewer than two are left, or there is none of the name of one that is excluded.
     """
-    known = {*images, *(path.name for path in subfolders(folder))}
+    inside = subfolders(folder)
+    known = {*images, *(path.name for path in inside)}
     for name in options.exclude:
         if name not in known:
             raise unknown("class in --exclude", name, known)
-    kept = {name: paths for name, paths in images.items() if name not in options.exclude}
-    empty = [name for name, paths in kept.items() if not paths]
-    small = [name for name, paths in kept.items() if 0 < len(paths) < options.min_images]
-    if empty:
+    counts = {name: len(paths) for name, paths in images.items() if name not in options.exclude}
+    if empty := [name for name, count in counts.items() if not count]:
         notices.append(f"{len(empty)} class folders without a training image are no classes: {_names(empty)}.")
-    if small:
+    if small := [name for name, count in counts.items() if 0 < count < options.min_images]:
         notices.append(f"{len(small)} classes with fewer than {options.min_images} images left out: {_names(small)}.")
-    classes = [name for name in kept if name not in empty and name not in small]
+    classes = [name for name, count in counts.items() if count >= options.min_images]
     if len(classes) < 2:
-        inside = subfolders(folder)
         deeper = f"give {inside[0]}, or " if len(inside) == 1 and len(subfolders(inside[0])) > 1 else ""
         raise UserError(
             f"{folder} holds {len(classes)} class folder(s) with images, and two are the least: {deeper}put the images "
@@ -219,92 +206,65 @@ def _classes(folder: Path, images: Mapping[str, list[str]], options: SplitOption
     return classes
 
 
-def _given_splits(
-    images: Mapping[str, Mapping[str, list[str]]], classes: Sequence[str], notices: list[str]
-) -> dict[str, Entries]:
-    """The images of every split with their labels; of a class that is not trained on, none."""
-    splits: dict[str, Entries] = {"train": [], "test": []}
-    for split, by_class in images.items():
-        splits[split] = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, ())]
-        strange = [name for name, paths in by_class.items() if name not in classes and paths]
-        if split != "train" and strange:
-            notices.append(f"Classes of the {split} images that are not trained on are left out: {_names(strange)}.")
-    return splits
-
-
-def _move(
-    splits: dict[str, Entries],
-    classes: Sequence[str],
-    wanted: Mapping[str, int],
-    options: SplitOptions,
-    notices: list[str],
-) -> None:
-    """Move images from training to testing and validation, `wanted` of every class that keeps some, in place."""
+def _move(found: ClassFolders, wanted: Mapping[str, int], options: SplitOptions) -> None:
+    """Move images from training to testing and validation, `wanted` of every class that keeps some."""
     if not wanted:
         return
-    whole = splits["train"]
+    whole, classes = found.splits["train"], found.classes
     generator = np.random.RandomState(options.seed)
-    if options.group:
-        moved = _choose_groups(whole, len(classes), wanted, generator, options.group)
-    else:
-        moved = _choose_images(whole, len(classes), wanted, generator)
+    groups = groups_of([path for path, _ in whole], options.group) if options.group else None
+    labels = np.array([label for _, label in whole])
+    moved = _choose_groups(labels, groups, wanted, generator) if groups else _choose_images(labels, wanted, generator)
     for split, count in wanted.items():
-        splits[split] = [whole[i] for i in sorted(moved[split])]
-        there = {label for _, label in splits[split]}
+        found.splits[split] = [whole[i] for i in sorted(moved[split])]
+        there = {label for _, label in found.splits[split]}
         absent = [name for label, name in enumerate(classes) if label not in there]
         if there and absent:
-            notices.append(
+            found.notices.append(
                 f"{len(absent)} of {len(classes)} classes are too small for {count} images in the {split} list and are "
                 f"not in it: {_names(absent)}."
             )
     taken = set().union(*moved.values())
-    splits["train"] = [entry for i, entry in enumerate(whole) if i not in taken]
+    found.splits["train"] = [entry for i, entry in enumerate(whole) if i not in taken]
 
 
 def _choose_images(
-    entries: Entries, num_classes: int, wanted: Mapping[str, int], generator: np.random.RandomState
+    labels: np.ndarray, wanted: Mapping[str, int], generator: np.random.RandomState
 ) -> dict[str, set[int]]:
     """Split -> indices of images at random, `wanted` of every class that keeps an image for training."""
     moved: dict[str, set[int]] = {split: set() for split in wanted}
-    labels = np.array([label for _, label in entries])
-    for label in range(num_classes):
-        own = np.flatnonzero(labels == label)
-        order = own[generator.permutation(len(own))]
+    for label in range(labels.max() + 1):
+        order = generator.permutation(np.flatnonzero(labels == label)).tolist()
         for split, count in wanted.items():
             if len(order) > count:
-                moved[split] |= set(order[:count].tolist())
+                moved[split] |= set(order[:count])
                 order = order[count:]
     return moved
 
 
 def _choose_groups(
-    entries: Entries, num_classes: int, wanted: Mapping[str, int], generator: np.random.RandomState, pattern: str
+    labels: np.ndarray, groups: Sequence[str], wanted: Mapping[str, int], generator: np.random.RandomState
 ) -> dict[str, set[int]]:
     """The same with whole groups, until there are `wanted` images; every class keeps a group for training."""
-    groups = groups_of([path for path, _ in entries], pattern)
     members: dict[str, list[int]] = {}
-    left: Counter[int] = Counter()  # groups of every class that are in training
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    labels_of = {group: {entries[i][1] for i in own} for group, own in members.items()}
-    for labels in labels_of.values():
-        left.update(labels)
+    labels_of = {group: set(labels[own].tolist()) for group, own in members.items()}
+    left = Counter(label for of_group in labels_of.values() for label in of_group)  # groups in training, by class
     moved: dict[str, set[int]] = {split: set() for split in wanted}
-    taken: set[str] = set()
     for split, count in wanted.items():
         reached: Counter[int] = Counter()
-        for label in range(num_classes):
-            own = [group for group in members if label in labels_of[group]]
+        for label in range(labels.max() + 1):
+            own = [group for group in labels_of if label in labels_of[group]]
             for place in generator.permutation(len(own)):
                 group = own[place]
                 if reached[label] >= count:
                     break
-                if group in taken or min(left[other] for other in labels_of[group]) < 2:
-                    continue
-                taken.add(group)
-                left.subtract(labels_of[group])
-                moved[split] |= set(members[group])
-                reached.update(entries[i][1] for i in members[group])
+                if members[group] and min(left[other] for other in labels_of[group]) >= 2:
+                    left.subtract(labels_of[group])
+                    reached.update(labels[members[group]].tolist())
+                    moved[split].update(members[group])
+                    members[group] = []
     return moved
 
 
@@ -323,23 +283,21 @@ def groups_of(paths: Sequence[str], pattern: str) -> list[str]:
     ]
 
 
-def _check_groups(splits: Mapping[str, Entries], pattern: str, notices: list[str]) -> None:
+def _check_groups(found: ClassFolders, pattern: str) -> None:
     """Say how many groups there are, and which are in two splits that were given as they are."""
-    paths = [path for entries in splits.values() for path, _ in entries]
-    groups = iter(groups_of(paths, pattern))
-    of_split = {split: {next(groups) for _ in entries} for split, entries in splits.items()}
+    groups = iter(groups_of([path for entries in found.splits.values() for path, _ in entries], pattern))
+    of_split = {split: {next(groups) for _ in entries} for split, entries in found.splits.items()}
     every = set().union(*of_split.values())
     alone = sum(group.startswith("image ") for group in every)
-    notices.append(
+    found.notices.append(
         f"{len(every) - alone} groups by --group; {alone} images are in none of them and count by themselves."
     )
-    shared = sorted(
-        group.removeprefix("group ") for group in of_split["train"] & (of_split["test"] | of_split.get("val", set()))
-    )
+    shared = of_split["train"] & (of_split["test"] | of_split.get("val", set()))
     if shared:
-        notices.append(
+        found.notices.append(
             f"{len(shared)} groups are in training and in the folders given for testing or validation, such as "
-            f"{shared[0]}: accuracy will be too high, unless groups of the same name have nothing in common."
+            f"{min(shared).removeprefix('group ')}: accuracy will be too high, unless groups of the same name have "
+            "nothing in common."
         )
 
 

@@ -1,17 +1,16 @@
 """Whether listed images are where a config says, and can be decoded."""
 
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 
 from data_loader.image_folders import subfolders
 from data_loader.image_lists import ImageList, decode
-from data_loader.workers import fetched, usable_cores
+from data_loader.workers import usable_cores
 from utils.bad_images import BadImage
 from utils.errors import UserError, nearest_path
 from utils.logger import progress
-from utils.signals import ignore_in_worker
 
 PROBED = 200  # images of a list that are looked up, spread evenly: the whole of a large list takes too long
 TRIED = 100  # folders that are tried in place of a wrong one
@@ -73,36 +72,24 @@ def _exists(path: Path) -> bool:
         return False
 
 
-class _Decoded(Dataset):
-    """What is wrong with each image of a list; None where nothing is."""
-
-    def __init__(self, images: ImageList):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> BadImage | None:
-        try:
-            decode(self.images.path(index))
-        except Exception as error:  # damaged files make Pillow's decoders raise anything
-            return self.images.bad_image(index, error)
-        return None
-
-
 def find_bad_images(images: ImageList, num_workers: int | None = None) -> list[BadImage]:
-    """Decode every image of a list, in several processes, with a progress bar.
+    """Decode every image of a list, several at a time, with a progress bar.
 
     Args:
         images: the list.
-        num_workers: processes; None for one a usable core, 0 for this one alone.
+        num_workers: threads; None for one a usable core. (Decoders run beside each other: they hold no Python lock.)
 
     Returns:
         Those that cannot be decoded, in the order of the list.
     """
-    count = usable_cores() if num_workers is None else num_workers
-    batches = DataLoader(
-        _Decoded(images), batch_size=16, collate_fn=list, num_workers=count, worker_init_fn=ignore_in_worker
-    )
-    bar = progress(fetched(batches), "images decoded", total=len(batches), unit="x16")
-    return [bad for batch in bar for bad in batch if bad]
+
+    def problem(index: int) -> BadImage | None:
+        try:
+            decode(images.path(index))
+        except Exception as error:  # damaged files make Pillow's decoders raise anything
+            return images.bad_image(index, error)
+        return None
+
+    with ThreadPool(num_workers or usable_cores()) as pool:
+        found = pool.imap(problem, range(len(images)), chunksize=16)
+        return [bad for bad in progress(found, "images decoded", total=len(images), unit="image") if bad]

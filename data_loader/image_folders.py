@@ -3,7 +3,7 @@
 import functools
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -28,28 +28,11 @@ def is_leftover(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEFTOVERS
 
 
-@dataclass
-class FolderContent:
-    """The files of a folder, at any depth.
-
-    Args:
-        images: paths relative to it, sorted.
-        others: ending (in lower case, "" for none) -> number of files that are no images by it.
-    """
-
-    images: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-
-
-def scan_folder(folder: Path, depth: int | None = None) -> FolderContent:
-    """The image files and the other files under a folder; leftovers count as neither. No folder has none.
-
-    Args:
-        folder: where to look.
-        depth: 1 for the folder alone, 2 with the folders in it, ...; None for all.
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """os.walk without leftovers; nothing where there is no such folder.
 
     Raises:
-        UserError: a folder under it cannot be entered.
+        UserError: a folder cannot be entered.
     """
 
     def refuse(error: OSError) -> None:
@@ -58,26 +41,28 @@ def scan_folder(folder: Path, depth: int | None = None) -> FolderContent:
                 f"The folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or take it out."
             ) from error
 
-    found: list[Path] = []
-    content = FolderContent()
-    for here, folders, names in os.walk(folder, onerror=refuse):
-        deep = depth is not None and len(Path(here).relative_to(folder).parts) >= depth - 1
-        folders[:] = [] if deep else [name for name in folders if not is_leftover(name)]
-        for name in names:
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not is_leftover(name)]
+        yield Path(here), folders, [name for name in files if not is_leftover(name)]
+
+
+def scan_folder(folder: Path) -> tuple[list[str], Counter[str]]:
+    """The image files under a folder, at any depth; and the endings of the other files, in lower case, with counts.
+
+    Paths are relative to the folder, sorted.
+
+    Raises:
+        UserError: a folder under it cannot be entered.
+    """
+    images, others = [], Counter()
+    for here, _, files in walk(folder):
+        for name in files:
             suffix = Path(name).suffix.lower()
-            if is_leftover(name):
-                continue
             if suffix in image_suffixes():
-                found.append(Path(here, name))
+                images.append((here / name).relative_to(folder).as_posix())
             else:
-                content.others[suffix] += 1
-    content.images = sorted(path.relative_to(folder).as_posix() for path in found)
-    return content
-
-
-def image_files(folder: Path) -> list[str]:
-    """The image files under a folder, see `scan_folder`."""
-    return scan_folder(folder).images
+                others[suffix] += 1
+    return sorted(images), others
 
 
 def others_text(others: Counter[str]) -> str:
@@ -91,11 +76,6 @@ def subfolders(folder: Path) -> list[Path]:
     Raises:
         UserError: it is missing, or cannot be entered.
     """
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}: give the one that holds a folder for each class.")
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not is_leftover(path.name))
-    except OSError as error:
-        raise UserError(
-            f"The folder {error.filename} cannot be read ({error.strerror}): mend its permissions, or take it out."
-        ) from error
+    for _, folders, _ in walk(folder):
+        return [folder / name for name in sorted(folders)]
+    raise UserError(f"There is no folder {folder}: give the one that holds a folder for each class.")

@@ -2,8 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,14 +122,14 @@ def list_folder(folder: str | Path) -> ImageList:
         UserError: the folder is missing, or holds no image file.
     """
     folder = Path(folder)
-    content = scan_folder(folder)
-    others = others_text(content.others)
-    if not content.images:
+    images, endings = scan_folder(folder)
+    others = others_text(endings)
+    if not images:
         found = f"it holds {others}" if others else "it is empty" if folder.is_dir() else "there is no such folder"
         raise UserError(f"There is no image file under {folder} ({found}): give a folder that holds some.")
     if others:
         _say_once(f"{folder}: files that are no images by their endings are left out: {others}.")
-    return ImageList.of(folder, content.images)
+    return ImageList.of(folder, images)
 
 
 @functools.cache
@@ -186,20 +185,6 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image))
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator for the body of a `with`, and put its state back afterwards.
-
-    torch.manual_seed would seed every device as well, which takes a tenth of the time that an image takes.
-    """
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
 class ListDataset(Dataset):
     """Decoded and transformed images of a list; every item has its own seed.
 
@@ -234,7 +219,8 @@ class ListDataset(Dataset):
         except Exception as error:  # damaged files make Pillow's decoders raise anything
             bad = self.images.bad_image(index, error)
             image = Image.new("RGB", (8, 8))
-        with seeded(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would take long to seed every device
             results = [to_tensor(transform(image)) for transform in self.transforms]
         return results, int(self.images.targets[index]), bad
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader, ImageSource, TrainedOn
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS, check_distributions, distribution_indices
-from data_loader.samplers import balanced_order, batch_slices, epoch_order, shard
+from data_loader.samplers import balanced_order, batch_slices, shard
 from utils.errors import UserError
 from utils.seed import TRAINING, epoch_generator
 
@@ -93,8 +93,10 @@ class ImageDataLoader(BaseDataLoader):
         generator = epoch_generator(self.seed, self.epoch, TRAINING)
         if self.balanced:
             order = balanced_order(targets, self.epoch_size, generator)
+        elif self.shuffle:
+            order = torch.randperm(len(targets), generator=generator)
         else:
-            order = epoch_order(self.epoch_size, self.shuffle, generator)
+            order = torch.arange(len(targets))
         batches = self._slices()[self.first_batch :]
         return order, [shard(batch, self.rank, self.world_size) for batch in batches], generator
 

@@ -73,14 +73,8 @@ class ColorJitter:
 
 
 def blend_with_value(image: Image.Image, value: int, factor: float) -> Image.Image:
-    """What Pillow's Image.blend makes of a uniform image of `value` and `image`.
-
-    A table of values replaces it for factors above 1, where it is slow.
-    """
-    if factor <= 1:
-        return Image.blend(Image.new("RGB", image.size, (value, value, value)), image, factor)
-    factor = np.float32(factor)
-    table = np.float32(value) + factor * (np.arange(256, dtype=np.float32) - np.float32(value))
+    """What Pillow's Image.blend makes of a uniform image of `value` and `image`, by a table, which is faster."""
+    table = np.float32(value) + np.float32(factor) * (np.arange(256, dtype=np.float32) - np.float32(value))
     return image.point(table.clip(0, 255).astype(np.uint8).tolist() * 3)
 
 

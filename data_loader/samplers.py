@@ -7,11 +7,6 @@ import torch
 from torch import Tensor
 
 
-def epoch_order(count: int, shuffle: bool, generator: torch.Generator) -> Tensor:
-    """Every image once: [N] indices, shuffled or in file order."""
-    return torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
-
-
 def balanced_order(targets: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Class-balanced sampling with replacement: a random class, then a random image of it; [size] indices.
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data_loader.image_lists import seeded
 from data_loader.tensor_transforms import color_jitter
 from utils.torchvision_import import torchvision
 
@@ -86,6 +85,7 @@ class RandAugmentGroups:
         for seeds in params.seeds.unbind(1):
             for seed in seeds.unique().tolist():
                 chosen = (seeds == seed).nonzero()[:, 0].to(images.device)
-                with seeded(seed):
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(seed)
                     images[chosen] = operation(images[chosen])
         return images

@@ -149,25 +149,11 @@ class ViewAugmentation:
 
     Args:
         size: width and height of the images.
-        padding: zeros added on every side before the crop.
         flip: whether images may be mirrored.
-        brightness, contrast, saturation: factors are uniform in [1 - value, 1 + value].
-        hue: shifts are uniform in [-hue, hue], of a full circle of 1.
-        jitter_p, grayscale_p, blur_p: probabilities.
-        sigma: range of the blur's standard deviation, in pixels.
     """
 
     size: int
-    padding: int = CROP_PADDING
     flip: bool = True
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    jitter_p: float = 0.8
-    grayscale_p: float = 0.2
-    blur_p: float = 0.2
-    sigma: tuple[float, float] = (0.1, 2.0)
 
     def sample_params(self, count: int, generator: torch.Generator) -> ViewParams:
         """Random parameters of one view of each of `count` images, on the CPU."""
@@ -178,21 +164,21 @@ class ViewAugmentation:
         def chosen(probability: float) -> Tensor:
             return torch.rand(count, generator=generator) < probability
 
-        crop = CropFlipRotate(self.size, self.padding, self.flip, degrees=0.0).sample_params(count, generator)
-        factors = [uniform(1 - v, 1 + v) for v in (self.brightness, self.contrast, self.saturation)]
+        crop = CropFlipRotate(self.size, flip=self.flip, degrees=0.0).sample_params(count, generator)
+        factors = [uniform(0.6, 1.4) for _ in ("brightness", "contrast", "saturation")]
         return ViewParams(
             crop,
-            jitter=chosen(self.jitter_p),
-            factors=torch.stack([*factors, uniform(-self.hue, self.hue)], dim=1),
+            jitter=chosen(0.8),
+            factors=torch.stack([*factors, uniform(-0.1, 0.1)], dim=1),
             order=torch.rand(count, 4, generator=generator).argsort(dim=1),
-            grayscale=chosen(self.grayscale_p),
-            blur=chosen(self.blur_p),
-            sigma=uniform(*self.sigma),
+            grayscale=chosen(0.2),
+            blur=chosen(0.2),
+            sigma=uniform(0.1, 2.0),
         )
 
     def apply(self, images: Tensor, params: ViewParams) -> Tensor:
         """One view of each image: [B, 3, S, S] uint8 and params on the same device -> [B, 3, S, S] in 0..1."""
-        images = CropFlipRotate(self.size, self.padding).apply(images, params.crop).float().div_(255)
+        images = CropFlipRotate(self.size).apply(images, params.crop).float().div_(255)
         chosen = params.jitter.nonzero()[:, 0]
         images[chosen] = color_jitter(images[chosen], params.factors[chosen], params.order[chosen])
         chosen = params.grayscale.nonzero()[:, 0]

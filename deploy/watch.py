@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_loader.image_folders import image_files
+from data_loader.image_folders import scan_folder
 from data_loader.image_lists import ImageList, decode
 from deploy.prediction_files import readable
 from evaluation.prediction import PredictionStream
@@ -41,7 +41,7 @@ class Inbox:
         if not self.folder.is_dir():
             raise UserError(f"There is no folder {self.folder} to watch: create it first.")
         now = {}
-        for name in image_files(self.folder):
+        for name in scan_folder(self.folder)[0]:
             if readable(name) not in self.done:
                 try:
                     stat = os.stat(self.folder / name)
