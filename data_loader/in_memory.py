@@ -15,6 +15,7 @@ from data_loader.datasets import ImageSet
 from data_loader.image_lists import ImageList, list_folder, read_small
 from data_loader.image_loader import ImageDataLoader, digest
 from data_loader.samplers import batch_slices
+from data_loader.strong_transforms import AutoAugment, Cutout
 from data_loader.tensor_appearance import ColorJitter, RandAugmentGroups
 from data_loader.tensor_transforms import CROP_PADDING, ROTATION, CropFlipRotate, ViewAugmentation, normalize
 from utils.bad_images import BadImage
@@ -38,6 +39,8 @@ class InMemoryDataLoader(ImageDataLoader):
         imb_factor: images of the rarest class over those of the largest, in (0, 1].
         crop_padding: pixels of zeros around an image in training, before a random crop of its size.
         rotation: rotations in training are uniform in [-rotation, rotation] degrees.
+        auto_augment: policy of AutoAugment on each training image, "cifar10", "imagenet" or "svhn"; None for none.
+        cutout: side of a square of the mean color that hides a part of each training image, in pixels; 0 for none.
         options: see ImageDataLoader.
 
     Raises:
@@ -55,6 +58,8 @@ class InMemoryDataLoader(ImageDataLoader):
         imb_factor: float = 0.01,
         crop_padding: int = CROP_PADDING,
         rotation: float = ROTATION,
+        auto_augment: str | None = None,
+        cutout: int = 0,
         **options,
     ):
         super().__init__(batch_size, **options)
@@ -69,11 +74,12 @@ class InMemoryDataLoader(ImageDataLoader):
             self.has_held_out_validation = self.val_fraction > 0
             self.cls_num_list = [whole - part for whole, part in zip(self.subset_counts, held_out, strict=True)]
         self.augmentation = CropFlipRotate(self.image_size, crop_padding, self.mirror, rotation)
-        self.appearance = []
+        self.appearance: list = [AutoAugment(auto_augment, self.mean)] if auto_augment is not None else []
         if self.rand_augment:
             self.appearance.append(RandAugmentGroups(self.rand_augment, self.rand_augment_magnitude, batch_size))
         if self.color_jitter:
             self.appearance.append(ColorJitter(self.color_jitter))
+        self.cutout = Cutout(cutout, self.image_size)
         self.views = ViewAugmentation(self.image_size, flip=self.mirror)
         self.mild_crop = CropFlipRotate(self.image_size, flip=self.mirror, degrees=0.0)
 
@@ -119,13 +125,15 @@ class InMemoryDataLoader(ImageDataLoader):
         order = order.to(self.device)
         params = self.augmentation.sample_params(len(order), generator).to(self.device)
         further = [change.sample_params(len(order), generator) for change in self.appearance]
+        centers = self.cutout.sample_centers(len(order), generator)
         images, targets = (tensor.to(self.device) for tensor in self.train_set)
         for part in shards:
             indices = order[part]
             augmented = self.augmentation.apply(images[indices], params.select(part))
             for change, its_params in zip(self.appearance, further, strict=True):
                 augmented = change.apply(augmented, its_params.select(part))
-            yield normalize(augmented, self.mean, self.std), targets[indices]
+            normalized = normalize(augmented, self.mean, self.std)
+            yield self.cutout.apply(normalized, centers[part]) if self.cutout.side else normalized, targets[indices]
 
     def read(self, images: Tensor | str | Path | ImageList) -> "MemoryImages":
         """Unlabeled images.
