@@ -222,6 +222,8 @@ def run_script(main: Callable[[Options], object], description: str, **kinds: boo
         description: shown by --help.
         kinds: training, adapting, predicting, calibrating, exporting; see `parse`.
     """
+    if launcher := os.environ.get(distributed.LAUNCHER):
+        distributed.end_with(int(launcher))
     try:
         with distributed.lost_process_named():
             main(parse(description, **kinds))

@@ -1,15 +1,13 @@
-"""The runs of a comparison: which methods, data sets and seeds, and what each run consists of."""
+"""The runs of a comparison: which methods, data sets and seeds, and the commands that each run consists of."""
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands.command_line import Options
+from commands.command_line import parse
 from comparison.tables import display_name
-from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
-from evaluation.loaded_run import SECTIONS as TESTING_SECTIONS
+from evaluation.loaded_run import evaluation_config
 from evaluation.results_folder import results_dir
 from trainer.registry import COMPONENTS, make_config
 from trainer.schedule import moved_schedule
@@ -23,9 +21,9 @@ SCRIPTS = {"imagenet": "imagenet", "places": "places", "iNaturalist": "inat"}  #
 RESERVED = ("name", "seed", "trainer;save_dir")
 CHECKPOINTS = ("last", "model_best")
 #: Jobs after training, each with results in a folder of its name: experts weighted equally, weights learned as
-#: published (where there are such), test prior estimated (on the last checkpoint alone: it takes more passes).
+#: published (only for TADE), test prior estimated (only on the last checkpoint: it takes more passes).
 EQUAL, LEARNED, PRIOR = "test_all", "test_train", "test_prior"
-#: What makes a method of a config: what replaces arguments of `arch`, and the loss.
+#: Arguments of `arch` that belong to a method, as the loss does.
 PARTS = ("num_experts", "reduce_dimension", "use_norm", "share_layer3")
 
 
@@ -37,20 +35,20 @@ class Run:
         data, method: as in configs/config_DATA_METHOD.json.
         seed: of everything random.
         folder: the run's folder.
-        training: its config.
-        testing: of each job, what is changed in the checkpoint's config.
-        device: as -d.
-        commands: what one would type to do this run by hand.
+        config: of its training.
+        train: the command that trains it.
+        tests: job -> the command that does it, without its checkpoint.
+        on_device: the -d of all its commands, or nothing.
     """
 
     data: str
     method: str
     seed: int
     folder: Path
-    training: Mapping
-    testing: Mapping[str, Mapping]
-    device: str | None
-    commands: Sequence[str]
+    config: ConfigParser
+    train: list[str]
+    tests: dict[str, list[str]]
+    on_device: list[str]
 
     def __str__(self) -> str:
         return f"{self.data} {self.method} seed {self.seed}"
@@ -59,23 +57,29 @@ class Run:
     def log(self) -> Path:
         return self.folder.with_suffix(".log")
 
+    def checkpoint(self, name: str) -> Path:
+        return self.folder / f"{name}.pth"
+
+    def results(self, job: str, name: str) -> Path:
+        return results_dir(self.checkpoint(name), job) / "results.json"
+
+    def resume(self, checkpoint: Path) -> list[str]:
+        return ["python", "train.py", "-r", str(checkpoint), *self.on_device]
+
+    def test(self, job: str, name: str) -> list[str]:
+        """The command of a job on the checkpoint "last" or "model_best"."""
+        # The script of LEARNED does it as well: beside its results, those of PRIOR need a folder of their own.
+        output = ["-o", str(self.results(job, name).parent)] if job == PRIOR else []
+        return [*self.tests[job], "-r", str(self.checkpoint(name)), *output]
+
+    def changes(self, job: str) -> Mapping:
+        """What a job changes in the checkpoint's config, see evaluation.loaded_run.evaluation_config."""
+        return parse("", self.test(job, "last")[2:], adapting=job != EQUAL).config
+
     @property
-    def run_id(self) -> str:
-        return self.folder.name
-
-    def config(self) -> ConfigParser:
-        return training_config(self.training)
-
-    def tests(self) -> list[tuple[str, Options]]:
-        """The jobs after training and their options, for the checkpoints that are there."""
-        files = [self.folder / f"{name}.pth" for name in CHECKPOINTS]
-        return [
-            (job, Options(config, file, self.device, output=results_dir(file, job)))
-            for file in files
-            if file.exists()
-            for job, config in self.testing.items()
-            if job != PRIOR or file.stem == "last"
-        ]
+    def commands(self) -> list[list[str]]:
+        """The commands for the last checkpoint, to type by hand."""
+        return [self.train, *(self.test(job, "last") for job in self.tests)]
 
 
 def plan_runs(
@@ -84,11 +88,8 @@ def plan_runs(
     seeds: Sequence[int],
     output: Path,
     *,
-    epochs: int | None = None,
-    assignments: Sequence[str] = (),
-    device: str | None = None,
-    quick: bool = False,
     configs: Mapping[str, Path] | None = None,
+    **options,
 ) -> list[Run]:
     """One run for each data set, method and seed; their configs are checked, for training and for testing.
 
@@ -96,38 +97,25 @@ def plan_runs(
         data, methods: as in configs/config_DATA_METHOD.json.
         seeds: one run each.
         output: folder of all runs.
-        epochs: shorten the schedule to so many epochs.
-        assignments: "KEY;PATH=VALUE", for every config; those of data_loader count in testing as well, those of
-            averaged_views and aggregator only there (the latter where weights are learned).
-        device: as -d.
-        quick: the first, the balanced and the last test distribution alone, one test-time pass, no averaged views.
         configs: the configs of the methods on one's own data, see `write_own_configs`.
+        options: see `plan_run`.
 
     Raises:
         UserError: a config is missing, an option does not fit one, or two runs would share a folder.
     """
-    for text in assignments:
-        if parse_assignment(text)[0] in RESERVED:
-            raise UserError(
-                f"--set cannot change {parse_assignment(text)[0]} of a comparison: use --output and --seeds."
-            )
-    runs = []
+    runs: dict[Path, Run] = {}
     for name in data:
         for method in methods:
             path = configs[method] if configs else config_path(name, method)
-            base = make_config(read_json(path))
-            changes = (scaled_schedule(base, epochs) if epochs else []) + (quick_changes(base) if quick else [])
-            chosen = [*changes, *assignments]
-            runs += [plan_run(name, method, path, seed, output, chosen, device, quick) for seed in seeds]
-    folders: dict[Path, Run] = {}
-    for run in runs:
-        if run.folder in folders:
-            raise UserError(
-                f"{run} and {folders[run.folder]} would both be {run.folder}: give every data set, method "
-                'and seed once, and every config a "name" of its own.'
-            )
-        folders[run.folder] = run
-    return runs
+            for seed in seeds:
+                run = plan_run(name, method, path, seed, output, **options)
+                if run.folder in runs:
+                    raise UserError(
+                        f"{run} and {runs[run.folder]} would both be {run.folder}: give every data set, method "
+                        'and seed once, and every config a "name" of its own.'
+                    )
+                runs[run.folder] = run
+    return list(runs.values())
 
 
 def config_path(data: str, method: str) -> Path:
@@ -153,51 +141,57 @@ def plan_run(
     path: Path,
     seed: int,
     output: Path,
-    assignments: Sequence[str],
-    device: str | None,
+    *,
+    epochs: int | None = None,
+    assignments: Sequence[str] = (),
+    device: str | None = None,
     quick: bool = False,
 ) -> Run:
-    """One run of `plan_runs`, of the config at `path`."""
-    base = read_json(path)
+    """One run of `plan_runs`.
+
+    Args:
+        data, method, seed, output: see `plan_runs`.
+        path: the config.
+        epochs: shorten the schedule to so many epochs.
+        assignments: "KEY;PATH=VALUE", for training; those of data_loader and averaged_views count in testing, those of
+            aggregator where weights are learned.
+        device: as -d.
+        quick: the first, the balanced and the last test distribution alone, one test-time pass, no averaged views.
+    """
+    base = make_config(read_json(path))
     folder = output / base["name"] / f"seed{seed}"
-    sections = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
-    for_training = [text for text, section in sections.items() if section not in ("aggregator", "averaged_views")]
-    for_testing = [text for text, section in sections.items() if section in ("data_loader", "averaged_views")]
-    for_learning = [text for text, section in sections.items() if text in for_testing or section == "aggregator"]
+    section = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
+    for text in assignments:
+        if (reserved := parse_assignment(text)[0]) in RESERVED:
+            raise UserError(f"--set cannot change {reserved} of a comparison: use --output and --seeds.")
+    if quick:
+        section = {**quick_changes(base), **section}
+    on_device = ["-d", device] if device else []
 
-    def values(texts: Sequence[str]) -> dict:
-        return dict(parse_assignment(text) for text in texts)
+    def command(script: str, *words: object, given: Sequence[str]) -> list[str]:
+        sets = [word for text in given for word in ("--set", text)]
+        return ["python", script, *map(str, words), *on_device, *sets]
 
-    def typed(script: str, *arguments: str, texts: Sequence[str]) -> str:
-        on_device = ["-d", device] if device else []
-        return shlex.join(["python", script, *arguments, *on_device, *(w for t in texts for w in ("--set", t))])
-
-    training = merge(base, {"seed": seed, "trainer;save_dir": str(output), **values(for_training)})
-    config = training_config(training)
+    training = [text for text, key in section.items() if key not in ("averaged_views", "aggregator")]
+    testing = [text for text, key in section.items() if key in ("data_loader", "averaged_views")]
+    learning = [text for text, key in section.items() if key in ("data_loader", "averaged_views", "aggregator")]
+    words = ["-c", path, "--seed", seed, "--save_dir", output, "--run_id", folder.name]
+    train = command("train.py", *words, *(["--epochs", epochs] if epochs else []), given=training)
+    config = training_config(parse("", train[2:], training=True).config)
     config.build("trainer")
     own = config["data_loader"]["type"] == "ListDataLoader"
     suffix = "imagenet" if own else SCRIPTS.get(data.split("_")[0], "cifar")
-    last = folder / "last.pth"
-    commands = [
-        typed(
-            "train.py",
-            *("-c", str(path), "--seed", str(seed), "--save_dir", str(output), "--run_id", folder.name),
-            texts=for_training,
-        ),
-        typed(f"test_all_{suffix}.py", "-r", str(last), texts=for_testing),
-    ]
-    testing: dict[str, Mapping] = {EQUAL: values(for_testing)}
-    adapting = [(PRIOR, adapting_config(data, method, "prior"), for_testing + ["averaged_views=0"] * quick)]
+    adapting = {PRIOR: ("prior", testing + ["averaged_views=0"] * quick)}
     if config["loss"]["type"] == "DiverseExpertLoss":
-        adapting.insert(0, (LEARNED, adapting_config(data, method, "tade"), for_learning))
-    for job, file, texts in adapting:
-        testing[job] = {**read_json(file), "seed": seed, **values(texts)}
-        make_config(merge({k: v for k, v in config.config.items() if k in TESTING_SECTIONS}, testing[job]))
-        arguments = ["-c", str(file), "--seed", str(seed), "-r", str(last)]
-        if job == PRIOR:
-            arguments += ["-o", str(results_dir(last, PRIOR))]
-        commands.append(typed(f"test_train_{suffix}.py", *arguments, texts=texts))
-    return Run(data, method, seed, folder, training, testing, device, commands)
+        adapting = {LEARNED: ("tade", learning), **adapting}
+    tests = {EQUAL: command(f"test_all_{suffix}.py", given=testing)}
+    for job, (kind, given) in adapting.items():
+        words = ["-c", adapting_config(data, method, kind), "--seed", seed]
+        tests[job] = command(f"test_train_{suffix}.py", *words, given=given)
+    run = Run(data, method, seed, folder, config, train, tests, on_device)
+    for job in tests:
+        evaluation_config({"format": 1, "config": config.config}, run.changes(job), path)
+    return run
 
 
 def adapting_config(data: str, method: str, kind: str) -> Path:
@@ -226,11 +220,11 @@ def write_own_configs(own: Path, methods: Sequence[str], output: Path) -> dict[s
     Raises:
         UserError: the config is wrong, or a method is unknown.
     """
-    base, files = make_config(read_json(own)).config, {}
+    base = make_config(read_json(own)).config
+    contents = {method: json.dumps(method_config(base, method), indent=2) + "\n" for method in methods}
+    files = {method: output / f"config_{own_name(own)}_{method}.json" for method in methods}
     make_folder(output)
-    for method in methods:
-        files[method] = output / f"config_{own_name(own)}_{method}.json"
-        content = json.dumps(method_config(base, method), indent=2) + "\n"
+    for method, content in contents.items():
         write_atomically(files[method], content.encode())
     return files
 
@@ -253,28 +247,24 @@ def method_config(own: Mapping, method: str) -> dict:
     if own["loss"]["type"] == recipe["loss"]["type"]:
         return config
     arguments, parts = dict(own["arch"].get("args", {})), recipe["arch"]["args"]
-    for name in parameters_of(COMPONENTS["arch"][own["arch"]["type"]]).keys() & parts.keys() & set(PARTS):
-        arguments[name] = parts[name]
+    experts = arguments.get("num_experts", 1)
+    accepted = parameters_of(COMPONENTS["arch"][own["arch"]["type"]])
+    arguments |= {name: parts[name] for name in PARTS if name in parts and name in accepted}
     if parts["num_experts"] > 1:
-        arguments["num_experts"] = max(parts["num_experts"], own["arch"].get("args", {}).get("num_experts", 1))
+        arguments["num_experts"] = max(parts["num_experts"], experts)
     if "weights" in own and arguments.get("reduce_dimension"):
         arguments["reduce_dimension"] = False
     made_for = {**own, "loss": recipe["loss"], "trainer": {"epochs": recipe["trainer"]["epochs"]}}
     moved = moved_schedule(made_for, own["trainer"]["epochs"])
-    loss = merge({"loss": recipe["loss"]}, {path: v for path, v in moved.items() if path.startswith("loss;")})["loss"]
-    return {**config, "arch": {**own["arch"], "args": arguments}, "loss": loss}
+    loss = {path: value for path, value in moved.items() if path.startswith("loss;")}
+    return {**merge({**config, "loss": recipe["loss"]}, loss), "arch": {**own["arch"], "args": arguments}}
 
 
-def scaled_schedule(config: ConfigParser, epochs: int) -> list[str]:
-    """Assignments that shorten (or lengthen) a schedule, see `moved_schedule`."""
-    return [f"{path}={json.dumps(value)}" for path, value in moved_schedule(config.config, epochs).items()]
-
-
-def quick_changes(config: ConfigParser) -> list[str]:
-    """Assignments that leave the first, the balanced and the last test distribution, and one test-time pass."""
-    loader = config["data_loader"]
-    names = loader.get("args", {}).get("distributions") or getattr(
-        COMPONENTS["data_loader"][loader["type"]], "published", CIFAR_DISTRIBUTIONS
-    )
+def quick_changes(config: ConfigParser) -> dict[str, str]:
+    """Assignments of `quick` and their sections: three test distributions, one test-time pass."""
+    names = config.complete()["data_loader"]["args"].get("distributions", ["uniform"])
     kept = list(dict.fromkeys([names[0], "uniform", names[-1]]))
-    return [f"data_loader;args;distributions={json.dumps(kept)}", "aggregator;args;epochs=1"]
+    return {
+        f"data_loader;args;distributions={json.dumps(kept)}": "data_loader",
+        "aggregator;args;epochs=1": "aggregator",
+    }

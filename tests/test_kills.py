@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 from trainer import train
 from utils.checkpoint import load_checkpoint
@@ -81,32 +79,3 @@ def test_fifty_kills(digits_config, tmp_path):
         assert torch.equal(straight["random"]["torch"], state["random"]["torch"])
     within = sum("Stopped by" in line and ", step " in line for line in log.read_text().splitlines())
     print(f"\n{kills.total()} kills in {runs} runs: {dict(kills)}; saved in an epoch: {within}; statuses {dict(ends)}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_comparison_saves_the_runs_at_work_and_goes_on(tmp_path, number):
-    """The signal reaches the first process alone (SIGTERM), or its workers as well (SIGINT, as from a terminal)."""
-    command = [sys.executable, str(ROOT / "reproduce.py"), "--data", "digits", "--methods", "softmax", "ride"]
-    command += ["--epochs", "4", "--jobs", "2", "-d", "cpu", "-o", str(tmp_path), "--set", "trainer;tensorboard=false"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    waited = time.monotonic()
-    while not list(tmp_path.rglob("last.pth")):
-        assert process.poll() is None and time.monotonic() - waited < 200, process.communicate()
-        time.sleep(0.05)
-    if number == signal.SIGINT:
-        for worker in multiprocessing_children(process.pid):
-            os.kill(worker, number)
-    process.send_signal(number)
-    out, errors = process.communicate(timeout=100)
-    assert process.returncode == 128 + number, errors
-    assert errors.count("Stopped. Start again with the same options to go on.") == 1 and "Traceback" not in errors
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert again.returncode == 0 and "training goes on after epoch" in again.stdout, again.stderr
-    assert (tmp_path / "report.md").exists()
-
-
-def multiprocessing_children(parent: int) -> list[int]:
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]

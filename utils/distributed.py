@@ -17,6 +17,8 @@ from utils.signals import end_at_once
 
 T = TypeVar("T")
 
+#: Environment variable of scripts that another process starts and that end with it: its process id.
+LAUNCHER = "TADE_LAUNCHER"
 #: Seconds that a process waits for the others once it is told to stop. torchrun kills 30 s after its signal.
 PATIENCE = 25.0
 
@@ -35,17 +37,21 @@ def start(device: torch.device) -> torch.device:
     if not dist.is_initialized():
         # What processes agree upon is on the CPU; a lost process is noticed there at once, by its closed connection.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
+        end_with(os.getppid())
     return device
 
 
-def _end_with_launcher(launcher: int) -> None:
-    """Where the launcher is killed, nobody would end its processes: they get the signal that it would have sent."""
-    while os.getppid() == launcher:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)  # for a training to save its state
-    end_at_once("The launcher of this process was killed: ended with it.")
+def end_with(launcher: int) -> None:
+    """If the process that started this one is killed, send this one the signal that it would have sent."""
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)  # for a training to save its state
+        end_at_once("The launcher of this process was killed: ended with it.")
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def barrier() -> None:
