@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_loader.image_lists import seeded
 from data_loader.tensor_appearance import OperationParams
 from utils.torchvision_import import torchvision
 
@@ -43,7 +42,8 @@ class AutoAugment:
         augment = transforms.AutoAugment(transforms.AutoAugmentPolicy(self.policy), fill=self.fill)
         augmented = []
         for pixels, seed in zip(images.permute(0, 2, 3, 1).cpu().numpy(), params.seeds.tolist(), strict=True):
-            with seeded(seed):  # torchvision takes no generator
+            with torch.random.fork_rng(devices=[]):  # torchvision takes no generator
+                torch.default_generator.manual_seed(seed)
                 augmented.append(np.asarray(augment(Image.fromarray(pixels))))
         return torch.from_numpy(np.stack(augmented)).permute(0, 3, 1, 2).to(images.device)
 

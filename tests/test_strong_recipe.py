@@ -8,7 +8,6 @@ from PIL import Image
 
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 from data_loader.datasets import ImageSet
-from data_loader.image_lists import seeded
 from data_loader.strong_transforms import AutoAugment, Cutout
 from trainer.registry import make_config
 from utils.errors import UserError
@@ -55,7 +54,8 @@ def test_autoaugment_is_torchvisions_with_the_mean_color_outside():
     transforms = torchvision().transforms
     theirs = transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=[128, 64, 191])
     for image, seed, augmented in zip(images, params.seeds.tolist(), ours.apply(images, params), strict=True):
-        with seeded(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             expected = theirs(Image.fromarray(image.permute(1, 2, 0).numpy()))
         assert augmented.permute(1, 2, 0).tolist() == np.asarray(expected).tolist()
 
