@@ -105,8 +105,8 @@ def run_predict_folder(options: Options) -> dict:
     stream = PredictionStream(run, state=options.state) if options.state else None
     if options.watch:
         with results_folder(options.checkpoint, "predict", options.output) as folder:
-            keeps = AGGREGATORS[aggregator_section(run.config)["type"]].keeps_state()
-            own_state = folder / "stream.state" if keeps else None
+            learned = AGGREGATORS[aggregator_section(run.config)["type"]].learned
+            own_state = folder / "stream.state" if learned is not None else None
             return watch_folder(stream or PredictionStream(run, state=own_state), options, folder)
     images = list_folder(options.images)
     with results_folder(options.checkpoint, "predict", options.output) as folder:

@@ -183,25 +183,29 @@ def fit_all(
     logits of its own images.
 
     Args:
-        aggregators: by distribution, fresh.
+        aggregators: by distribution; what they have learned before is forgotten.
         logits: expert logits of all test images, [N, E, C].
         distributions: name -> indices of test images.
         views_of: asked once for each pass.
         seed: of shuffling.
     """
     pass_number, active = 0, list(aggregators)
+    for aggregator in aggregators.values():
+        aggregator.reset()
     while active:
         needing = [name for name in active if "views" in aggregators[name].needs]
         indices = np.unique(np.concatenate([distributions[name] for name in needing])) if needing else None
         views = views_of(indices, pass_number) if needing else None
+        unfinished = []
         for name in active:
             own = distributions[name]
-            pair = [views_of_some(views, np.searchsorted(indices, own))] if name in needing else None
+            pair = views_of_some(views, np.searchsorted(indices, own)) if name in needing else None
             generator = epoch_generator(seed, pass_number, SHUFFLE)
-            aggregators[name].fit(selected(logits, own), pair, generator)
+            if aggregators[name].fit_pass(selected(logits, own), pair, generator):
+                unfinished.append(name)
             log_pass(name, aggregators[name], pass_number)
         # Another processor may round otherwise: the first process's answer keeps all in step.
-        active = distributed.from_first_process([name for name in needing if not aggregators[name].finished])
+        active = distributed.from_first_process(unfinished)
         pass_number += 1
 
 

@@ -27,7 +27,7 @@ def adapt_oracle(run: LoadedRun, names: Sequence[str] | None = None, calibration
     distributions, oracles = chosen_distributions(run, names), {}
     for name, indices in distributions.items():
         counts = torch.bincount(run.targets[torch.as_tensor(indices)], minlength=len(run.cls_num_list))
-        oracles[name] = GivenPriorAggregator(run.expert_log_priors, run.log_prior, calibration, counts)
+        oracles[name] = GivenPriorAggregator(run.expert_log_priors, run.log_prior, calibration, prior=counts)
     protocol = (
         "Oracle (GivenPriorAggregator): a bound, uses the labels: each distribution's true label shares are its prior; "
         f"predictions on {predicted_on(run)}."

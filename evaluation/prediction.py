@@ -14,7 +14,7 @@ from evaluation.aggregators import AggregatorMaker, aggregator_section
 from evaluation.loaded_run import LoadedRun
 from evaluation.results import ClassCounts, Predictions
 from tade import Aggregator
-from tade.state import taken_up
+from tade.state import fitting
 from utils import distributed
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
@@ -113,8 +113,8 @@ class PredictionStream:
         used = calibration_used(run, self.aggregator)
         self.calibration = used.to_json() if used else None
         self.state = Path(state) if state else None
-        if state and not self.aggregator.keeps_state():
-            raise UserError(f"{type(self.aggregator).__name__} cannot put aside what it learned: leave --state out.")
+        if state and self.aggregator.learned is None:
+            raise UserError(f"{type(self.aggregator).__name__} has no state_dict: leave --state out.")
         self.batches = 0
         #: Of all images so far.
         self.counts = ClassCounts.none(len(run.cls_num_list))
@@ -194,9 +194,8 @@ class PredictionStream:
                 )
         try:
             self.aggregator.load_state_dict(learned)
-            fresh = vars(self.counts).items()
-            self.counts = ClassCounts(**{name: taken_up(name, counts.get(name), value) for name, value in fresh})
-        except ValueError as error:
+            self.counts = ClassCounts(**fitting("counts", counts, vars(self.counts)))
+        except (TypeError, ValueError) as error:
             raise UserError(f"The state {path} cannot be used ({error}): remove it to start anew.") from error
         self.batches = batches
 

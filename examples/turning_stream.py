@@ -81,7 +81,7 @@ def follow(run: LoadedRun, stream: list[tuple[float, Tensor]], views_of: ViewsOf
         entry["estimates"] = {name: {key: report[key] for key in keys} for name, report in reports.items()}
         entry["weights"] = learners[PUBLISHED].weights.tolist()
         known = (s * run.log_prior.double()).softmax(dim=0)
-        oracle = GivenPriorAggregator(*priors, calibration or [1.0, reports[FORGETS]["bias"], 0.0], known)
+        oracle = GivenPriorAggregator(*priors, calibration or [1.0, reports[FORGETS]["bias"], 0.0], prior=known)
         scores[ORACLE] = oracle.predict(logits)
         right = {name: (scores[name].argmax(dim=1) == run.targets[indices]).double().mean() for name in STYLES}
         batches.append(entry | {"accuracy": {name: 100 * share.item() for name, share in right.items()}})

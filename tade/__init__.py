@@ -4,6 +4,7 @@ images to class probabilities under the test images' own class distribution. Nee
 from tade.aggregator import Aggregator, Views
 from tade.baselines import BBSEAggregator, EMAggregator, MAPEMAggregator
 from tade.calibration import Calibration, fit_calibration
+from tade.checks import check_aggregator
 from tade.likelihood import GivenPriorAggregator, prior_free_logits
 from tade.prior import PriorAggregator
 from tade.priors import class_prior, expert_log_priors, inverse_prior
@@ -19,6 +20,7 @@ __all__ = [
     "PriorAggregator",
     "StabilityAggregator",
     "Views",
+    "check_aggregator",
     "class_prior",
     "expert_log_priors",
     "fit_calibration",

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tade.state import copied, fitting
+
 Views = tuple[Tensor, Tensor]
 """Expert logits of two random views of the same images, two of [N, E, C]."""
 
@@ -15,7 +17,8 @@ class Aggregator(ABC):
     """Turns the logits of E experts into class probabilities for one unlabeled test set.
 
     It sees logits and what is known about training, never a label. `fit` on the test images, or `update` on a stream
-    of them, learns; `predict` then scores any images, in any order.
+    of them, learns; `predict` then scores any images, in any order. A class of your own writes `fit_pass`, `predict`
+    and `reset`, for streams also `update` and `learned`; `check_aggregator` tells whether it keeps this contract.
 
     Args:
         expert_log_priors: the log prior that each expert's logits carry, up to a constant, [E, C]: zeros for a uniform
@@ -28,6 +31,10 @@ class Aggregator(ABC):
 
     #: What `fit` and `update` want beside logits: "views" for two random views of the images.
     needs: frozenset[str] = frozenset()
+
+    #: Names of the attributes that hold what was learned: tensors, numbers, text, lists of numbers, and dicts or tuples
+    #: of these. `reset` gives each its first value. None where there is no `state_dict`.
+    learned: tuple[str, ...] | None = None
 
     def __init__(self, expert_log_priors: Tensor, log_prior: Tensor):
         if expert_log_priors.ndim != 2 or log_prior.shape != expert_log_priors.shape[1:]:
@@ -45,16 +52,10 @@ class Aggregator(ABC):
         """E."""
         return self.expert_log_priors.shape[0]
 
-    @property
-    def finished(self) -> bool:
-        """Whether another `fit` on the same images, with new views, would change nothing."""
-        return True
-
-    @abstractmethod
     def fit(
         self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
     ) -> None:
-        """Learn from a whole test set. Goes on from what was learned before; `reset` forgets it.
+        """Forget what was learned, and learn from a whole test set.
 
         Args:
             logits: expert logits of the images, [N, E, C].
@@ -65,6 +66,24 @@ class Aggregator(ABC):
 
         Raises:
             ValueError: views are needed and missing, or shapes do not fit.
+        """
+        self.reset()
+        pairs = iter(views or ())
+        pair = next(pairs, None)
+        while self.fit_pass(logits, pair, generator):
+            if (pair := next(pairs, None)) is None:
+                return
+
+    @abstractmethod
+    def fit_pass(self, logits: Tensor, views: Views | None, generator: torch.Generator | None) -> bool | None:
+        """One pass of `fit` over the images, for callers that share views between several aggregators.
+
+        Args:
+            logits, generator: see `fit`.
+            views: one pair, or None where there is none.
+
+        Returns:
+            Whether another pass with new views is of use.
         """
 
     def update(self, logits: Tensor, views: Views | None = None) -> None:
@@ -85,17 +104,12 @@ class Aggregator(ABC):
         """Whether there is an `update`."""
         return cls.update is not Aggregator.update
 
-    @classmethod
-    def keeps_state(cls) -> bool:
-        """Whether there is a `state_dict`."""
-        return cls.state_dict is not Aggregator.state_dict
-
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
         """log p(y|x) under the test distribution as far as it is known. [N, E, C] -> [N, C]; keeps no state.
 
         Raises:
-            ValueError: the logits have another number of experts or classes than the priors.
+            ValueError: the logits have another number of experts or classes than the priors, or are not finite.
         """
 
     def check(self, *logits: Tensor) -> None:
@@ -104,6 +118,13 @@ class Aggregator(ABC):
         for tensor in logits:
             if tensor.ndim != 3 or tensor.shape[1:] != self.expert_log_priors.shape:
                 raise ValueError(f"expert logits must be [N, {experts}, {classes}], not {list(tensor.shape)}")
+
+    def check_finite(self, *logits: Tensor) -> None:
+        """`check`, and raise ValueError unless all logits are finite."""
+        self.check(*logits)
+        for tensor in logits:
+            if tensor.numel() and not all(torch.isfinite(end) for end in tensor.aminmax()):
+                raise ValueError("logits must be finite: the network gives values that are not numbers")
 
     @abstractmethod
     def reset(self) -> None:
@@ -115,7 +136,9 @@ class Aggregator(ABC):
         Raises:
             NotImplementedError: this aggregator does not offer it.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot put aside what it learned (state_dict)")
+        if self.learned is None:
+            raise NotImplementedError(f"{type(self).__name__} has no state_dict: it does not say what it has learned")
+        return {name: copied(getattr(self, name)) for name in self.learned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`, as if everything before had been learned here.
@@ -127,7 +150,8 @@ class Aggregator(ABC):
             NotImplementedError: this aggregator does not offer it.
             ValueError: the state does not fit; then nothing is known of the images, as after `reset`.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot go on from what was put aside (load_state_dict)")
+        self.reset()
+        vars(self).update(fitting("learned", state, Aggregator.state_dict(self)))
 
     def report(self) -> dict[str, Any]:
         """What was learned, as plain numbers, lists and strings.

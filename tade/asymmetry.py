@@ -94,13 +94,14 @@ class TurningGauge:
 
     Args:
         grid, log_normalizers, center, scale: see `find_bias`.
+        sums: of w, w a, w^2, w^2 a and w^2 a^2 over the images before, [5, T]; `add` adds to them.
     """
 
-    def __init__(self, grid: Tensor, log_normalizers: Tensor, center: float, scale: float):
+    def __init__(self, grid: Tensor, log_normalizers: Tensor, center: float, scale: float, sums: Tensor):
         self.grid = grid  # values of beta, too
         self.log_normalizers = log_normalizers
         self.center, self.scale = center, scale
-        self.sums = torch.zeros(5, len(grid), dtype=torch.float64)  # over images: w, w a, w^2, w^2 a, w^2 a^2
+        self.sums = sums
 
     def add(self, evidence: Tensor, asymmetry: Tensor, mean_evidence: Tensor) -> None:
         """Add images.

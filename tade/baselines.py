@@ -1,12 +1,12 @@
 """Published ways to estimate a test prior from unlabeled images, to compare with."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tade.aggregator import Views
-from tade.calibration import CHUNK, Calibration
+from tade.calibration import CHUNK
 from tade.likelihood import LikelihoodAggregator
 from tade.priors import EPSILON
 
@@ -17,7 +17,7 @@ class EMAggregator(LikelihoodAggregator):
     q(c) <- mean over images of q(c) p(x_n|c) / sum_k q(k) p(x_n|k), from the training prior (Saerens, Latinne and
     Decaestecker, Neural Computation 14, 2002, section 2.2). The paper divides posteriors by the training prior to get
     the likelihoods; here they are the prior-free ensemble's. With `calibration` it is close to Alexandari et al. (ICML
-    2020, arXiv 1901.06852). Needs the whole test set: a second `fit` starts anew.
+    2020, arXiv 1901.06852). Needs the whole test set.
 
     Args:
         expert_log_priors, log_prior, calibration: see LikelihoodAggregator.
@@ -25,22 +25,12 @@ class EMAggregator(LikelihoodAggregator):
         tolerance: stop when q changes by less than this in all, sum_c |dq(c)|.
     """
 
-    def __init__(
-        self,
-        expert_log_priors: Tensor,
-        log_prior: Tensor,
-        calibration: list[float] | Calibration | None = None,
-        steps: int = 1000,
-        tolerance: float = 1e-5,
-    ):
+    def __init__(self, *arguments: Any, steps: int = 1000, tolerance: float = 1e-5, **options: Any):
         self.steps = steps
         self.tolerance = tolerance
-        super().__init__(expert_log_priors, log_prior, calibration)
+        super().__init__(*arguments, **options)
 
-    def fit(
-        self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        self.reset()
+    def fit_pass(self, logits: Tensor, views: Views | None, generator: torch.Generator | None) -> None:
         if not self.can_learn_from(logits) or not len(logits):
             return
         likelihoods, q = self.likelihoods(logits), self.log_prior.double().cpu().softmax(dim=0)
@@ -75,17 +65,9 @@ class MAPEMAggregator(EMAggregator):
         largest: bound of alpha, in images a class.
     """
 
-    def __init__(
-        self,
-        expert_log_priors: Tensor,
-        log_prior: Tensor,
-        calibration: list[float] | Calibration | None = None,
-        steps: int = 1000,
-        tolerance: float = 1e-5,
-        largest: float = 1000.0,
-    ):
+    def __init__(self, *arguments: Any, largest: float = 1000.0, **options: Any):
         self.largest = largest
-        super().__init__(expert_log_priors, log_prior, calibration, steps, tolerance)
+        super().__init__(*arguments, **options)
 
     learned = (*EMAggregator.learned, "alpha")
 
@@ -121,18 +103,12 @@ class BBSEAggregator(LikelihoodAggregator):
         ValueError: there are none, or a class has none.
     """
 
-    def __init__(
-        self,
-        expert_log_priors: Tensor,
-        log_prior: Tensor,
-        calibration: list[float] | Calibration | None = None,
-        held_out: tuple[Tensor, Tensor] | None = None,
-    ):
-        super().__init__(expert_log_priors, log_prior, calibration)
+    def __init__(self, *arguments: Any, held_out: tuple[Tensor, Tensor] | None = None, **options: Any):
+        super().__init__(*arguments, **options)
         if held_out is None:
             raise ValueError("BBSEAggregator needs labeled images that were not trained on: give held_out from Python")
         logits, targets = held_out
-        classes = len(log_prior)
+        classes = len(self.log_prior)
         counts = torch.bincount(targets.cpu(), minlength=classes)
         if len(counts) > classes or int(counts.min()) == 0:
             raise ValueError(f"held_out needs images of all {classes} classes and of no other")
@@ -144,10 +120,7 @@ class BBSEAggregator(LikelihoodAggregator):
         size = max(1, CHUNK // logits.shape[2])
         return torch.cat([self.scores(part).argmax(dim=1) for part in torch.split(logits, size)])
 
-    def fit(
-        self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        self.reset()
+    def fit_pass(self, logits: Tensor, views: Views | None, generator: torch.Generator | None) -> None:
         if not self.can_learn_from(logits) or not len(logits):
             return
         shares = torch.bincount(self.predicted(logits).cpu(), minlength=len(self.log_prior)).double() / len(logits)

@@ -1,6 +1,6 @@
 """Class probabilities under a test prior: the prior-free ensemble, and aggregators that add a prior to it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 from tade.aggregator import Aggregator, Views
 from tade.calibration import CHUNK, Calibration, as_calibration
 from tade.priors import EPSILON
-from tade.state import check_names, put_aside, taken_up
 
 
 def prior_free_logits(logits: Tensor, expert_log_priors: Tensor) -> Tensor:
@@ -54,23 +53,12 @@ class LikelihoodAggregator(Aggregator):
         self.calibration = as_calibration(calibration)
         self.reset()
 
+    learned: tuple[str, ...] = ("log_test_prior", "correction", "note")
+
     def reset(self) -> None:
         self.log_test_prior = torch.zeros(self.log_prior.shape, dtype=torch.float64)  # [C], up to a constant
         self.correction = torch.zeros_like(self.log_test_prior)  # [C], added to u: a bias found without labels
         self.note: str | None = None
-
-    #: The attributes that hold what was learned; `reset` gives each a value of its kind.
-    learned: tuple[str, ...] = ("log_test_prior", "correction", "note")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: put_aside(getattr(self, name)) for name in self.learned}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.reset()
-        check_names(state, self.learned)
-        found = {name: taken_up(name, state[name], getattr(self, name)) for name in self.learned}
-        for name, value in found.items():
-            setattr(self, name, value)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Calibrated u: [N, E, C] -> [N, C]."""
@@ -97,10 +85,8 @@ class LikelihoodAggregator(Aggregator):
         self.check(logits, *views)
         if any(len(view) != len(logits) for view in views):
             raise ValueError(f"views must be of the same {len(logits)} images, not of {[len(view) for view in views]}")
-        finite = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        for tensor in (logits, *views):
-            finite &= torch.isfinite(tensor).all(dim=2).all(dim=1).to(finite.device)
-        broken = len(logits) - int(finite.sum())
+        finite = [torch.isfinite(tensor).all(dim=2).all(dim=1).cpu() for tensor in (logits, *views)]
+        broken = len(logits) - int(torch.stack(finite).all(dim=0).sum())
         if broken:
             self.reset_prior(f"{broken} of {len(logits)} images have logits that are not finite")
         return not broken
@@ -112,13 +98,7 @@ class LikelihoodAggregator(Aggregator):
         self.note = f"{reason}: the prior-free ensemble is used instead"
 
     def predict(self, logits: Tensor) -> Tensor:
-        """See Aggregator.
-
-        Raises:
-            ValueError: a logit is not finite.
-        """
-        if not torch.isfinite(logits).all():
-            raise ValueError("logits must be finite: the network gives values that are not numbers for these images")
+        self.check_finite(logits)
         shift = (self.log_test_prior + self.correction).to(logits.device, torch.float32)
         return (self.scores(logits) + shift).log_softmax(dim=1)
 
@@ -147,33 +127,28 @@ class GivenPriorAggregator(LikelihoodAggregator):
 
     learned = ()
 
-    def __init__(
-        self,
-        expert_log_priors: Tensor,
-        log_prior: Tensor,
-        calibration: list[float] | Calibration | None = None,
-        prior: Sequence[float] | Tensor | None = None,
-    ):
+    def __init__(self, *arguments: Any, prior: Sequence[float] | Tensor | None = None, **options: Any):
         if prior is None:
             raise ValueError(
                 "GivenPriorAggregator needs the test prior: give prior, the images or shares of each class"
             )
         shares = torch.as_tensor(prior, dtype=torch.float64).cpu()
-        if shares.shape != log_prior.shape:
-            raise ValueError(f"prior needs one number for each of {len(log_prior)} classes, not {list(shares.shape)}")
         if not torch.isfinite(shares).all() or bool((shares < 0).any()) or float(shares.sum()) <= 0:
             raise ValueError("prior needs finite numbers of at least 0, and one above 0")
         self.given = shares / shares.sum()
-        super().__init__(expert_log_priors, log_prior, calibration)
+        super().__init__(*arguments, **options)
+        classes = len(self.log_prior)
+        if shares.shape != (classes,):
+            raise ValueError(f"prior needs one number for each of {classes} classes, not {list(shares.shape)}")
 
     def reset(self) -> None:
         super().reset()
         self.log_test_prior = torch.log(self.given + EPSILON)
 
-    def fit(
-        self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
-    ) -> None:
+    def fit_pass(self, logits: Tensor, views: Views | None, generator: torch.Generator | None) -> None:
         """Nothing to learn."""
+        self.check(logits)
 
     def update(self, logits: Tensor, views: Views | None = None) -> None:
         """Nothing to learn."""
+        self.check(logits)

@@ -1,7 +1,6 @@
 """Estimating the test images' own class prior, instead of weighting experts against each other."""
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from tade.asymmetry import TurningGauge, find_bias, interpolate, stability_asymm
 from tade.calibration import CHUNK, Calibration, standardized
 from tade.likelihood import LikelihoodAggregator
 from tade.priors import EPSILON
-from tade.state import check_names, put_aside, taken_up
+from tade.state import finite_or_none
 
 GRID = 121  # values of the skew s at which the likelihood is kept
 LARGEST_ERROR = 1.0  # a standard error of s beyond which nothing is known of it
@@ -52,8 +51,8 @@ class PriorAggregator(LikelihoodAggregator):
 
     What is kept between calls: L at GRID values of s, the predicted images of each class [C], and of the latest
     `buffer` images [buffer, GRID] for step 2 and their likelihoods [buffer, C] in float32 for step 3, twice with views.
-    A `fit` uses all images it is given, beside what was kept. With forgetting, step 2 forgets nothing, as the bias is
-    the network's (`tade.asymmetry.TurningGauge`), and keeps [5, GRID] instead.
+    A `fit` uses all images it is given. With forgetting, step 2 forgets nothing, as the bias is the network's
+    (`tade.asymmetry.TurningGauge`), and keeps [5, GRID] instead.
 
     Cost: `fit` makes a float32 array [N, C], for step 3 with views a second one, multiplies it by [C, GRID] once, and
     reads it twice for each LBFGS evaluation (at most DEVIATION_STEPS iterations; 20 to 60 are usual). 24,426 images of
@@ -118,14 +117,13 @@ class PriorAggregator(LikelihoodAggregator):
         centered = log_prior.double().cpu() - log_prior.double().cpu().mean()
         self.unit = float(centered.square().mean().sqrt())  # log pi = unit * z + constant
         self.log_normalizers = torch.logsumexp(self.grid[:, None] * centered, dim=1)  # of q_s, at every s
-        self.bias_prior: tuple[float, float] | None = None  # mean and standard deviation of beta's
         super().__init__(expert_log_priors, log_prior, calibration)
         # The carried priors' mean as a power of pi: 0 for RIDE, about -1/3 for TADE, 1 for a plain network.
         carried = float(self.z @ expert_log_priors.double().cpu().mean(dim=0)) / len(log_prior) / max(self.unit, SAME)
-        biased = debias and calibration is None and self.unit > SAME
-        if biased:
+        self.bias_prior: tuple[float, float] | None = None  # mean and standard deviation of beta's
+        if debias and calibration is None and self.unit > SAME:
             self.bias_prior = bias_center / self.unit, bias_scale / self.unit
-        self.finds_bias = biased and abs(carried) < LARGEST_CARRIED
+        self.finds_bias = self.bias_prior is not None and abs(carried) < LARGEST_CARRIED
         if self.finds_bias or classwise:
             self.needs = frozenset({"views"})
 
@@ -135,52 +133,25 @@ class PriorAggregator(LikelihoodAggregator):
         self.log_likelihood = torch.zeros_like(self.grid)  # L at every s, natural-log units
         self.predicted = torch.zeros_like(self.log_test_prior)  # images by the class that u predicts
         self.sum_of_weights, self.sum_of_squares = 0.0, 0.0  # of the images, for the standard error
-        self.likelihoods_kept = Kept()  # of the latest images, [., C]
-        self.views_kept = Kept()  # the same of a random view of them
-        self.gauge_kept = Kept()  # log evidence at every s, and asymmetry in the last column, [., GRID + 1]
-        self.turning_gauge: TurningGauge | None = None
+        # Rows [K, .] and weights [K] of the latest images: their likelihoods [., C], those of a random view of them,
+        # log evidence at every s with the asymmetry in the last column [., GRID + 1].
+        widths = {"likelihoods": len(self.log_prior), "views": len(self.log_prior), "gauge": GRID + 1}
+        none = torch.zeros(0, dtype=torch.float64)
+        self.kept = {name: (torch.zeros(0, width), none) for name, width in widths.items()}
+        self.gauge_sums = torch.zeros(5, GRID, dtype=torch.float64)  # of a TurningGauge
 
     learned = (
         *LikelihoodAggregator.learned,
         *("skew", "skew_error", "kappa", "beta", "beta_error"),
-        *("log_likelihood", "predicted", "sum_of_weights", "sum_of_squares"),
+        *("log_likelihood", "predicted", "sum_of_weights", "sum_of_squares", "kept", "gauge_sums"),
     )
-
-    def state_dict(self) -> dict[str, Any]:
-        """See Aggregator. Of the size of what is kept between calls: [buffer, C] in float32, twice with views."""
-        kept = {name: getattr(self, name).state_dict() for name in self._kept_widths()}
-        gauge = self.turning_gauge and put_aside(self.turning_gauge.sums)
-        return {**super().state_dict(), **kept, "turning_gauge": gauge}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        kept = self._kept_widths()
-        check_names(state, {*self.learned, *kept, "turning_gauge"})
-        super().load_state_dict({name: state[name] for name in self.learned})
-        try:
-            for name, width in kept.items():
-                getattr(self, name).load_state_dict(state[name], width, self.buffer)
-            if state["turning_gauge"] is not None:
-                gauge = self._start_gauge()
-                gauge.sums = taken_up("turning_gauge", state["turning_gauge"], gauge.sums)
-        except ValueError:
-            self.reset()
-            raise
-
-    def _kept_widths(self) -> dict[str, int]:
-        """Attributes that keep a row of numbers for each of the latest images -> numbers in a row."""
-        classes = len(self.log_prior)
-        return {"likelihoods_kept": classes, "views_kept": classes, "gauge_kept": GRID + 1}
 
     def _know_nothing(self) -> None:
         self.skew, self.skew_error, self.kappa = 0.0, math.inf, 0.0
         self.beta, self.beta_error = 0.0, math.inf  # in units of log pi
 
-    def fit(
-        self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        """One pair of views is used. See Aggregator."""
-        pair = next(iter(views), None) if views is not None and self.needs else None
-        self._learn(logits, pair, torch.ones(len(logits), dtype=torch.float64), 1.0)
+    def fit_pass(self, logits: Tensor, views: Views | None, generator: torch.Generator | None) -> None:
+        self._learn(logits, views if self.needs else None, torch.ones(len(logits), dtype=torch.float64), 1.0)
 
     def update(self, logits: Tensor, views: Views | None = None) -> None:
         ages = torch.arange(len(logits) - 1, -1, -1, dtype=torch.float64)
@@ -193,9 +164,7 @@ class PriorAggregator(LikelihoodAggregator):
             return
         likelihoods = self.likelihoods(logits)
         evidence = self._count(likelihoods, weights, decay)
-        self.likelihoods_kept.age(decay)
-        self.views_kept.age(decay)
-        self.gauge_kept.age(decay)
+        self.kept = {name: (rows, decay * of_rows) for name, (rows, of_rows) in self.kept.items()}
         self.note = None
         certain = self._can_tell()
         if certain and self.unit > SAME:
@@ -207,10 +176,8 @@ class PriorAggregator(LikelihoodAggregator):
             certain = self._find_skew()
         log_q = self.skew * self.unit * self.z
         if self.classwise:
-            kept, kept_weights = self.likelihoods_kept.add(likelihoods, weights, self.buffer)
-            kept_views = None
-            if views:
-                kept_views, _ = self.views_kept.add(self.likelihoods(views[0]), weights, self.buffer)
+            kept, kept_weights = self._keep("likelihoods", likelihoods, weights)
+            kept_views = self._keep("views", self.likelihoods(views[0]), weights)[0] if views else None
             if certain:
                 slope, deviations = self._find_deviations(kept, kept_weights)
                 variance = float(deviations.square().mean())
@@ -242,6 +209,14 @@ class PriorAggregator(LikelihoodAggregator):
             out.copy_(log_evidence)
         return evidence
 
+    def _keep(self, name: str, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Add images to those kept, of which the latest `buffer` stay; returns those before and all the new ones."""
+        old_rows, old_weights = self.kept[name]
+        if len(old_rows):  # a whole test set is not copied
+            rows, weights = torch.cat([old_rows.to(rows), rows]), torch.cat([old_weights, weights])
+        self.kept[name] = rows[-self.buffer :].clone(), weights[-self.buffer :].clone()
+        return rows, weights
+
     def _asymmetry(self, view1: Tensor, view2: Tensor) -> Tensor:
         """a_n of the images, from expert logits of two views, [N, E, C] each: [N] on the CPU."""
         size = max(1, CHUNK // view1.shape[2])
@@ -259,24 +234,16 @@ class PriorAggregator(LikelihoodAggregator):
         """Step 2, with new images' log evidence [N, GRID], asymmetry and weights, [N] each."""
         assert self.bias_prior
         if self.forgetting < 1:
-            gauge = self.turning_gauge or self._start_gauge()
+            gauge = TurningGauge(self.grid, self.log_normalizers, *self.bias_prior, self.gauge_sums)
             mean = self.log_likelihood / self.sum_of_weights + self.log_normalizers
             gauge.add(evidence + self.log_normalizers.float(), asymmetry, mean)
             self.beta, self.beta_error = gauge.bias()
             return
-        kept, weights = self.gauge_kept.add(torch.cat([evidence, asymmetry[:, None]], dim=1), weights, self.buffer)
+        kept, weights = self._keep("gauge", torch.cat([evidence, asymmetry[:, None]], dim=1), weights)
         evidence, asymmetry = kept[:, :-1] + self.log_normalizers.float(), kept[:, -1]
         self.beta, self.beta_error = find_bias(
             evidence, asymmetry, weights, self.grid, self.log_normalizers, *self.bias_prior
         )
-
-    def _start_gauge(self) -> TurningGauge:
-        if not self.bias_prior:
-            raise ValueError(
-                "the state is of an aggregator that looks for the bias of the scores, and this one does not"
-            )
-        self.turning_gauge = TurningGauge(self.grid, self.log_normalizers, *self.bias_prior)
-        return self.turning_gauge
 
     def _find_skew(self) -> bool:
         """Step 1, from the statistics; whether anything can be told of the prior."""
@@ -377,44 +344,8 @@ class PriorAggregator(LikelihoodAggregator):
         return {
             **super().report(),
             "skew": self.skew,
-            "skew_standard_error": _finite(self.skew_error),
+            "skew_standard_error": finite_or_none(self.skew_error),
             "bias": self.beta * self.unit,
-            "bias_standard_error": _finite(self.beta_error * self.unit),
+            "bias_standard_error": finite_or_none(self.beta_error * self.unit),
             "kappa": self.kappa,
         }
-
-
-class Kept:
-    """The latest images of a stream: a row of numbers and a weight for each."""
-
-    def __init__(self) -> None:
-        self.rows: Tensor | None = None  # [K, .]
-        self.weights = torch.zeros(0, dtype=torch.float64)  # [K]
-
-    def age(self, decay: float) -> None:
-        self.weights = decay * self.weights
-
-    def add(self, rows: Tensor, weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-        """Add images; at most the `limit` latest stay. Returns those before and all the new ones, [., .] and [.]."""
-        if self.rows is not None:
-            rows = torch.cat([self.rows.to(rows), rows])
-        weights = torch.cat([self.weights, weights])
-        self.rows, self.weights = rows[-limit:].clone(), weights[-limit:].clone()
-        return rows, weights
-
-    def state_dict(self) -> dict[str, Tensor | None]:
-        return {"rows": put_aside(self.rows), "weights": put_aside(self.weights)}
-
-    def load_state_dict(self, state: Mapping[str, Any], width: int, limit: int) -> None:
-        """Raises ValueError unless it is of rows of `width` finite numbers, `limit` at most."""
-        check_names(state, {"rows", "weights"})
-        rows, weights = state["rows"], state["weights"]
-        count = len(weights) if isinstance(weights, Tensor) and weights.ndim == 1 else -1
-        if not 0 <= count <= limit or (rows is None) != (count == 0):
-            raise ValueError(f"the state must keep a row and a weight for each of {limit} images at most")
-        self.weights = taken_up("weights", weights, torch.zeros(count, dtype=torch.float64))
-        self.rows = None if rows is None else taken_up("rows", rows, torch.zeros(count, width))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

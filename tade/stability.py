@@ -1,7 +1,6 @@
 """The published method: expert weights that maximize prediction stability (TADE, arXiv 2107.09249, section 4.2)."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from tade.aggregator import Aggregator, Views
-from tade.state import check_names, put_aside, taken_up
+from tade.state import copied, finite_or_none, fitting
 
 COLLAPSED = 0.99  # one expert with this much of the weight is no longer an ensemble
 
@@ -93,11 +92,13 @@ class StabilityAggregator(Aggregator):
         self.make_optimizer = make_optimizer
         self.reset()
 
+    learned = ("history", "stability", "updates", "note")  # the parameter and the state of its optimizer beside these
+
     def reset(self) -> None:
         device = self.expert_log_priors.device
         self.parameter = nn.Parameter(torch.full((self.num_experts,), 1 / self.num_experts, device=device))
         self.optimizer = self.make_optimizer([self.parameter])
-        self.history = [self.weights.tolist()]
+        self.history = torch.zeros(0, self.num_experts)  # weights after every pass
         self.stability: list[float] = []  # mean over the updates of a pass, before each update
         self.updates: list[float] = []  # stability before each update on a stream
         self.note: str | None = None
@@ -107,38 +108,27 @@ class StabilityAggregator(Aggregator):
         """Weights of the experts, [E], summing to 1."""
         return F.softmax(self.parameter.detach(), dim=0)
 
-    @property
-    def finished(self) -> bool:
-        """Whether `epochs` passes are done, or the last one left a weight below `stop_below`."""
-        too_small = len(self.history) > 1 and any(round(w, 2) < self.stop_below for w in self.history[-1])
-        return too_small or len(self.stability) >= self.epochs
-
-    def fit(
-        self, logits: Tensor, views: Iterable[Views] | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        """One pass of updates for each pair of views, until `finished`. See Aggregator."""
-        if views is None:
-            raise ValueError("StabilityAggregator needs two random views of the images for every pass: give views")
-        remaining = iter(views)
-        while not self.finished:
-            pair = next(remaining, None)
-            if pair is None:
-                return
-            self._pass(*pair, generator)
-
-    def _pass(self, view1: Tensor, view2: Tensor, generator: torch.Generator | None) -> None:
-        self._check_views(view1, view2)
+    def fit_pass(self, logits: Tensor, views: Views | None, generator: torch.Generator | None) -> bool:
+        """One update for each batch. The last pass is number `epochs`, or leaves a weight below `stop_below`."""
+        view1, view2 = self._checked(views)
         order = torch.randperm(len(view1), generator=generator)
         steps = [self._step(view1[batch], view2[batch]) for batch in torch.split(order, self.batch_size)]
         self.stability.append(sum(steps) / len(steps))
-        self.history.append(self.weights.tolist())
-        if self.finished and self.fallback:
+        self.history = torch.cat([self.history, self.weights.cpu()[None]])
+        too_small = any(round(w, 2) < self.stop_below for w in self.weights.tolist())
+        more = not too_small and len(self.stability) < self.epochs
+        if not more and self.fallback:
             self._fall_back_if_worse(view1, view2)
+        return more
 
-    def _check_views(self, view1: Tensor, view2: Tensor) -> None:
-        self.check(view1, view2)
+    def _checked(self, views: Views | None) -> Views:
+        if views is None:
+            raise ValueError("StabilityAggregator needs two random views of the images for every pass: give views")
+        self.check_finite(*views)
+        view1, view2 = views
         if len(view1) != len(view2) or not len(view1):
             raise ValueError(f"views must be of the same images, one at least, not of {len(view1)} and {len(view2)}")
+        return views
 
     def _step(self, view1: Tensor, view2: Tensor) -> float:
         """One update on a batch, expert logits [B, E, C] each; returns the stability before it."""
@@ -166,63 +156,38 @@ class StabilityAggregator(Aggregator):
 
     def update(self, logits: Tensor, views: Views | None = None) -> None:
         """One SGD step on a batch of a stream (the paper's streaming form has batches of 64). See Aggregator."""
-        if views is None:
-            raise ValueError("StabilityAggregator needs two random views of the batch: give views")
-        self._check_views(*views)
-        self.updates.append(self._step(*views))
+        self.updates.append(self._step(*self._checked(views)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "parameter": put_aside(self.parameter),
-            "optimizer": deepcopy(self.optimizer.state_dict()),
-            "history": torch.tensor(self.history, dtype=torch.float64),
-            "stability": torch.tensor(self.stability, dtype=torch.float64),
-            "updates": torch.tensor(self.updates, dtype=torch.float64),
-            "note": self.note,
-        }
+        own = {"parameter": copied(self.parameter), "optimizer": deepcopy(self.optimizer.state_dict())}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.reset()
-        check_names(state, self.state_dict())
-        lists = {}
-        for name, columns in (("history", (self.num_experts,)), ("stability", ()), ("updates", ())):
-            count = len(state[name]) if isinstance(state[name], Tensor) and state[name].ndim else 0
-            fresh = torch.zeros(count, *columns, dtype=torch.float64)
-            lists[name] = taken_up(name, state[name], fresh).tolist()
-        parameter = taken_up("parameter", state["parameter"], self.parameter.detach())
-        note = taken_up("note", state["note"], None)
+        super().load_state_dict({name: state[name] for name in state if name not in ("parameter", "optimizer")})
         try:
+            parameter = fitting("parameter", state["parameter"], self.parameter.detach())
             self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
-            fits = all(
-                not isinstance(value, Tensor) or value.shape in ((), parameter.shape)
-                for entries in self.optimizer.state.values()
-                for value in entries.values()
-            )
-        except (AttributeError, KeyError, TypeError, ValueError):
-            fits = False
-        if not fits or not lists["history"]:
+            kept = [value for entry in self.optimizer.state.values() for value in entry.values()]
+            if any(isinstance(value, Tensor) and value.shape not in ((), parameter.shape) for value in kept):
+                raise ValueError("a tensor of another shape than the weights'")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             self.reset()
-            raise ValueError('"optimizer" in the state is not of this optimizer')
-        self.history, self.stability, self.updates = lists["history"], lists["stability"], lists["updates"]
-        self.note = note
+            raise ValueError('"parameter" or "optimizer" in the state is not of this optimizer') from error
         with torch.no_grad():
             self.parameter.copy_(parameter)
 
     def predict(self, logits: Tensor) -> Tensor:
-        self.check(logits)
+        self.check_finite(logits)
         return F.log_softmax(weighted_logits(self.weights, logits), dim=1)
 
     def report(self) -> dict[str, Any]:
         """Aggregator's keys, "weights_after_pass" [passes + 1, E] and "stability_in_pass" [passes]."""
         passes = [sum(self.updates) / len(self.updates)] if self.updates else self.stability
-        history = [self.history[0], self.weights.tolist()] if self.updates else self.history
+        equal = torch.full((1, self.num_experts), 1 / self.num_experts)
+        history = torch.cat([equal, self.weights.cpu()[None] if self.updates else self.history])
         return {
-            "weights": [_finite(w) for w in self.weights.tolist()],
-            "weights_after_pass": [[_finite(w) for w in weights] for weights in history],
-            "stability_in_pass": [_finite(s) for s in passes],
+            "weights": list(map(finite_or_none, self.weights.tolist())),
+            "weights_after_pass": [list(map(finite_or_none, weights)) for weights in history.tolist()],
+            "stability_in_pass": list(map(finite_or_none, passes)),
             "note": self.note,
         }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

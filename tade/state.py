@@ -1,39 +1,55 @@
 """What an aggregator has learned as plain values, and back, checked on the way in."""
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def put_aside(value: Any) -> Any:
-    """A copy of a tensor that later learning does not change; other values as they are."""
-    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+def finite_or_none(value: float) -> float | None:
+    """A number for JSON, which has none that is not finite."""
+    return value if math.isfinite(value) else None
 
 
-def check_names(state: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise ValueError unless a state has these entries and no others."""
-    if not isinstance(state, Mapping) or state.keys() != set(names):
-        raise ValueError("the state is not one of this kind of aggregator")
+def copied(value: Any) -> Any:
+    """A copy that later learning does not change, its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: copied(part) for key, part in value.items()}
+    return type(value)(map(copied, value)) if isinstance(value, list | tuple) else value
 
 
-def taken_up(name: str, value: Any, fresh: Any) -> Any:
-    """A value of a state, if it is of the kind of the one that a fresh aggregator has: a tensor of its shape, a number,
-    a string where that is None.
+def fitting(name: str, value: Any, fresh: Any) -> Any:
+    """A copy of `value`, if it is of the kind of `fresh`: the same containers, shapes and types.
+
+    A tensor without rows in `fresh` may have any number of them, in a tuple all the same; a list holds any count of
+    numbers; None may be a sentence.
 
     Raises:
         ValueError: it is not.
     """
     if isinstance(fresh, Tensor):
-        if not isinstance(value, Tensor) or value.shape != fresh.shape or not torch.isfinite(value).all():
-            raise ValueError(f'"{name}" in the state must be finite numbers {list(fresh.shape)}')
-        return value.to(fresh, copy=True)
-    if isinstance(fresh, float):
-        if type(value) not in (int, float) or math.isnan(value):
-            raise ValueError(f'"{name}" in the state must be a number')
-        return float(value)
-    if not isinstance(value, str | None):
-        raise ValueError(f'"{name}" in the state must be a sentence or None')
-    return value
+        any_rows = int(fresh.ndim > 0 and not len(fresh))
+        shaped = isinstance(value, Tensor) and (value.ndim, value.shape[any_rows:]) == (
+            fresh.ndim,
+            fresh.shape[any_rows:],
+        )
+        if shaped and torch.isfinite(value).all():
+            return value.to(fresh, copy=True)
+    elif isinstance(fresh, dict):
+        if isinstance(value, dict) and value.keys() == fresh.keys():
+            return {key: fitting(key, value[key], part) for key, part in fresh.items()}
+    elif isinstance(fresh, tuple):
+        if isinstance(value, tuple) and len(value) == len(fresh) and len({len(part) for part in value}) == 1:
+            return tuple(fitting(name, part, one) for part, one in zip(value, fresh, strict=True))
+    elif isinstance(fresh, list):
+        if isinstance(value, list):
+            return [fitting(name, part, 0.0) for part in value]
+    elif isinstance(fresh, float):
+        if type(value) in (int, float) and not math.isnan(value):
+            return float(value)
+    elif isinstance(value, str | None):
+        return value
+    raise ValueError(f'"{name}" in the state is not that of this kind of aggregator')

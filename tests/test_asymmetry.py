@@ -65,7 +65,7 @@ def test_the_bias_is_that_of_the_three_steps(skew):
 
 
 def test_the_bias_of_a_turning_stream_adds_up_images_of_all_moments():
-    gauge = TurningGauge(*tensors(GRID, NORMALIZERS), CENTER, SCALE)
+    gauge = TurningGauge(*tensors(GRID, NORMALIZERS), CENTER, SCALE, torch.zeros(5, len(GRID), dtype=torch.float64))
     w, a = [], []
     for moment, skew in enumerate((0.8, -0.5)):
         evidence, asymmetry, _ = images(skew, seed=moment)
@@ -90,7 +90,7 @@ def test_the_bias_of_a_turning_stream_adds_up_images_of_all_moments():
 
 
 def test_images_without_a_known_skew_add_nothing():
-    gauge = TurningGauge(*tensors(GRID, NORMALIZERS), CENTER, SCALE)
+    gauge = TurningGauge(*tensors(GRID, NORMALIZERS), CENTER, SCALE, torch.zeros(5, len(GRID), dtype=torch.float64))
     evidence, asymmetry, _ = images(0.5)
     gauge.add(*tensors(evidence, asymmetry, -50 * GRID))  # steeper than any skew
     assert not gauge.sums.any() and gauge.bias() == (CENTER, SCALE)

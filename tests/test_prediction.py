@@ -28,7 +28,7 @@ from evaluation import predict_stream
 from evaluation.loaded_run import load_run
 from evaluation.prediction import PredictionStream, predict, with_images
 from evaluation.results import CheckpointRecord, Predictions
-from tade import Aggregator, EMAggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
+from tade import EMAggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -356,7 +356,11 @@ def test_a_state_of_something_else_is_refused(run, named, photos, tmp_path):
             PriorAggregator,
             "averaged view",
         ),
-        (run, lambda *p: PriorAggregator(*p, buffer=5), "5 images at most.*remove it to start anew"),
+        (
+            run,
+            type("PriorAggregator", (PriorAggregator,), {"learned": ("skew",)}),
+            "cannot be used .*remove it to start",
+        ),
     ):
         with pytest.raises(UserError, match=message) as refused:
             PredictionStream(wrong, make, state)
@@ -372,11 +376,11 @@ def test_a_state_of_something_else_is_refused(run, named, photos, tmp_path):
 
 def test_an_aggregator_that_keeps_no_state(run, photos, tmp_path):
     class Forgetful(PriorAggregator):
-        state_dict = Aggregator.state_dict
+        learned = None
 
     (predicted,) = predict_stream(run, [paths(photos, 0, 20)], Forgetful)
     assert len(predicted.names) == 20
-    with pytest.raises(UserError, match="Forgetful cannot put aside what it learned: leave --state out"):
+    with pytest.raises(UserError, match="Forgetful has no state_dict: leave --state out"):
         PredictionStream(run, Forgetful, tmp_path / "state")
 
 

@@ -1,15 +1,10 @@
-import inspect
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-import tade
-from evaluation.adaptation import fit_all, follow_streams
 from tade import (
-    Aggregator,
     BBSEAggregator,
     Calibration,
     EMAggregator,
@@ -18,8 +13,6 @@ from tade import (
     PriorAggregator,
     prior_free_logits,
 )
-from tade.asymmetry import stability_asymmetry
-from trainer.registry import AGGREGATORS, make_config
 
 CLASSES = 20
 PI = torch.tensor([0.02 ** (c / (CLASSES - 1)) for c in range(CLASSES)])
@@ -176,51 +169,6 @@ def test_the_deviations_maximize_the_posterior():
             assert objective(log_q + step * torch.eye(CLASSES)[c]) < best
 
 
-def test_as_much_of_the_deviations_counts_as_is_no_noise():
-    logits, _ = expert_logits(skewed(1.0).flip(0)[torch.randperm(CLASSES)], 1000)
-    aggregator = make(class_noise=0.6, debias=False)
-    aggregator.fit(logits)
-    slope, deviations = aggregator._find_deviations(aggregator.likelihoods(logits), torch.ones(1000).double())
-    share = 1 - 0.6**2 / float(deviations.square().mean())
-    assert 0.1 < share < 0.9 and aggregator.kappa == pytest.approx(share)
-    straight = aggregator.skew * aggregator.unit * aggregator.z
-    expected = (1 - share) * straight + share * (slope * aggregator.z + deviations)
-    torch.testing.assert_close(aggregator.log_test_prior.log_softmax(dim=0), expected.log_softmax(dim=0))
-
-
-@pytest.mark.parametrize("beta", [0.0, 3, -2])
-def test_the_likeliest_skew_of_a_parabola(beta):
-    """L(s) = -25 (s - 0.43)^2 / 2: the standard error is 1 / 5, with weighted images sqrt(sum w^2 / sum w) of it."""
-    aggregator = make(skew_scale=0.5)
-    step = float(aggregator.grid[1] - aggregator.grid[0])
-    beta *= step  # whole steps, where interpolation is exact
-    aggregator.sum_of_weights, aggregator.sum_of_squares = 40.0, 30.0
-    shifted = aggregator.grid - beta  # s = t - beta
-    normalizers = [(float(s) * aggregator.unit * aggregator.z).logsumexp(0) for s in shifted]
-    sums = -25 * (shifted - 0.43).square() / 2 + 40 * torch.stack(normalizers)  # of F_n at t
-    aggregator.log_likelihood = sums - 40 * aggregator.log_normalizers
-    error = math.sqrt(30 / 40 / 25)
-    belief = 1 / (1 + (error / aggregator.skew_scale) ** 2)
-    assert aggregator._likeliest_skew(beta) == pytest.approx((belief * 0.43, math.sqrt(belief) * error), rel=1e-4)
-
-
-def test_deviations_that_a_view_contradicts_are_known_by_a_correlation(monkeypatch):
-    aggregator, generator = make(), torch.Generator().manual_seed(0)
-    aggregator.beta = 0.4
-    z, unit, weights = aggregator.z, aggregator.unit, torch.rand(50, generator=generator).double()
-    deviations, log_q = torch.randn(2, CLASSES, generator=generator).double()
-    plain, view = torch.rand(2, 50, CLASSES, generator=generator)
-    p = log_q.softmax(dim=0) * (0.4 * unit * z).exp()
-    shares = [(weights[:, None] * (x * p) / (x * p).sum(dim=1, keepdim=True)).sum(dim=0) for x in (view, plain)]
-    drift = (shares[0] / shares[1]).log()
-    drift = drift - drift.mean()
-    drift = drift - (z @ drift) / (z @ z) * z
-    correlation = float(deviations @ drift / (deviations.norm() * drift.norm()))
-    for above in (True, False):
-        monkeypatch.setattr("tade.prior.LARGEST_DRIFT", correlation + (1e-4 if above else -1e-4))
-        assert aggregator._drifts_back(deviations, log_q, plain, view, weights) is above
-
-
 def test_equally_frequent_training_classes_have_no_skew_but_deviations():
     uniform = torch.full((CLASSES,), 1 / CLASSES)
     logits, _ = expert_logits(skewed(1.5), 4000, carried=torch.zeros(1, CLASSES))
@@ -246,21 +194,6 @@ def test_nothing_depends_on_class_order_or_constants_per_image():
             turned.predict(logits[..., order]), plain.predict(logits)[:, order], atol=0.02, rtol=0
         )
     assert fitted(logits).kappa > 0  # so that the class-wise part is among what was compared
-
-
-@pytest.mark.parametrize("kind", [*LEARNERS, GivenPriorAggregator])
-@pytest.mark.parametrize("experts", [1, 2, 3])
-def test_any_number_of_experts_and_any_images(kind, experts):
-    options = {"prior": [1] * CLASSES} if kind is GivenPriorAggregator else {}
-    logits, _ = expert_logits(skewed(0.5), 300, carried=CARRIED[:experts])
-    aggregator = fitted(logits, kind, carried=CARRIED[:experts], **options)
-    scores, order = aggregator.predict(logits), torch.randperm(300)
-    assert scores.shape == (300, CLASSES) and scores.dtype == torch.float32
-    torch.testing.assert_close(scores.exp().sum(dim=1), torch.ones(300))
-    torch.testing.assert_close(aggregator.predict(logits[order]), scores[order])
-    torch.testing.assert_close(aggregator.predict(logits[:1]), scores[:1])
-    assert aggregator.predict(logits[:0]).shape == (0, CLASSES)
-    assert aggregator.needs == ({"views"} if kind is PriorAggregator else set()) and aggregator.finished
 
 
 @pytest.mark.parametrize("chunk", [7 * CLASSES, 1])  # more classes than a chunk has scores: one image at a time
@@ -326,32 +259,6 @@ def test_a_stream_that_forgets_follows_the_turn():
         assert abs(forgetful.skew - truth) < 0.4
     assert abs(faithful.skew) < 0.5
     assert forgetful.skew_error > faithful.skew_error  # of fewer images
-
-
-def test_what_a_stream_keeps_is_bounded():
-    stream = make(buffer=100)
-    for batch in expert_logits(skewed(0.5), 1000)[0].split(64):
-        stream.update(batch)
-    kept = stream.likelihoods_kept
-    assert kept.rows.shape == (100, CLASSES) and kept.weights.shape == (100,)
-    assert kept.rows.untyped_storage().nbytes() == 4 * 100 * CLASSES  # and no view of more
-    assert stream.sum_of_weights == 1000  # the skew remembers them all
-    alone = make(classwise=False)
-    alone.update(expert_logits(skewed(0.5), 64)[0])
-    assert alone.likelihoods_kept.rows is None and alone.gauge_kept.rows is None
-
-
-def test_fit_goes_on_and_reset_forgets():
-    logits, _ = expert_logits(skewed(0.5), 400)
-    aggregator = fitted(logits[:200])
-    aggregator.fit(logits[200:])
-    assert aggregator.skew == pytest.approx(fitted(logits).skew, abs=1e-4)
-    aggregator.reset()
-    assert aggregator.report() == make().report() and aggregator.report()["prior"] == pytest.approx(
-        [1 / CLASSES] * CLASSES
-    )
-    aggregator.fit(logits)
-    assert aggregator.report() == fitted(logits).report()
 
 
 # The bias, from stability
@@ -455,19 +362,16 @@ def test_the_class_wise_part_knows_the_bias():
 
 def test_a_stream_with_views_ends_where_the_whole_set_does():
     logits, *views, _ = biased_images(0.5, 0.5, 1000)
-    whole, stream, carried = make(carried=torch.zeros(1, CLASSES)), None, torch.zeros(1, CLASSES)
+    whole, stream, small = (make(carried=torch.zeros(1, CLASSES), **options) for options in ({}, {}, {"buffer": 100}))
     whole.fit(logits, [tuple(views)])
-    stream = make(carried=carried)
-    for first in range(0, 1000, 64):
-        part = slice(first, first + 64)
-        stream.update(logits[part], (views[0][part], views[1][part]))
+    for part in torch.arange(1000).split(64):
+        for aggregator in (stream, small):
+            aggregator.update(logits[part], (views[0][part], views[1][part]))
     assert stream.beta == pytest.approx(whole.beta, abs=1e-3) and stream.skew == pytest.approx(whole.skew, abs=1e-3)
-    small = make(carried=carried, buffer=100)
-    for first in range(0, 1000, 64):
-        part = slice(first, first + 64)
-        small.update(logits[part], (views[0][part], views[1][part]))
-    assert small.gauge_kept.rows.shape == (100, len(small.grid) + 1)
-    assert whole.beta_error < small.beta_error
+    assert small.sum_of_weights == 1000 and whole.beta_error < small.beta_error
+    rows, weights = small.kept["likelihoods"]
+    assert rows.shape == (100, CLASSES) and weights.shape == (100,)
+    assert rows.untyped_storage().nbytes() == 4 * 100 * CLASSES  # and no view of more
 
 
 def test_a_stream_that_forgets_remembers_the_bias():
@@ -500,30 +404,6 @@ def test_of_one_moment_the_bias_of_a_turning_stream_is_that_of_a_whole_set():
         moment = unbiased(truth, bias, 2000, forgetting=0.99)[0].report()
         for key in ("bias", "bias_standard_error", "skew"):
             assert moment[key] == pytest.approx(whole[key], abs=0.01)
-
-
-def test_views_have_to_be_of_the_same_images():
-    logits, *views, _ = biased_images(0.3, 0.0, 50)
-    aggregator = make(carried=torch.zeros(1, CLASSES))
-    for pair in ((views[0][:40], views[1]), (views[0], views[1][:, :, :5])):
-        with pytest.raises(ValueError, match="views must be of the same 50 images|expert logits must be"):
-            aggregator.fit(logits, [pair])
-    views[1][3, 0, 2] = math.nan
-    aggregator.fit(logits, [tuple(views)])
-    assert "1 of 50 images" in aggregator.note and aggregator.report()["bias_standard_error"] is None
-
-
-def test_asymmetry_of_one_image():
-    log_prior = torch.tensor([0.8, 0.2]).log()
-    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])
-
-    def cosine(tilt):
-        p, q = ((view + tilt * (log_prior - log_prior.mean())).softmax(dim=1)[0] for view in (a, b))
-        return float(p @ q / p.norm() / q.norm())
-
-    asymmetry = stability_asymmetry(a, b, log_prior, tilt=1.0)
-    assert asymmetry.shape == (1,) and float(asymmetry) == pytest.approx(cosine(1.0) - cosine(-1.0), abs=1e-6)
-    assert float(stability_asymmetry(a, a, log_prior)) == pytest.approx(0, abs=1e-6)
 
 
 # Guards
@@ -561,21 +441,6 @@ def test_one_image_or_one_predicted_class_falls_back():
     aggregator = fitted(logits[:1])
     aggregator.update(logits)  # and it is no end
     assert aggregator.note is None and aggregator.skew == pytest.approx(fitted(logits).skew, abs=0.05)
-
-
-@pytest.mark.parametrize("kind", LEARNERS)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_not_finite(kind, value):
-    logits, _ = expert_logits(skewed(1.0), 300)
-    broken = logits.clone()
-    broken[7, 1, 3] = value
-    aggregator = fitted(broken, kind)
-    assert free(aggregator, logits) and aggregator.note.startswith("1 of 300 images have logits that are not finite")
-    with pytest.raises(ValueError, match="^logits must be finite: .*"):
-        aggregator.predict(broken)
-    json.dumps(aggregator.report(), allow_nan=False)
-    aggregator.fit(logits)
-    assert aggregator.note is None and not free(aggregator, logits)
 
 
 def test_a_broken_batch_of_a_stream_costs_nothing_that_was_learned():
@@ -683,83 +548,6 @@ def test_calibration_takes_the_bias_away():
     assert same.report() == calibrated.report() and same.report()["calibration"] == [1.0, -0.8, 0.0]
     hits = [(a.predict(biased).argmax(dim=1) == targets).float().mean() for a in (raw, calibrated)]
     assert hits[1] >= hits[0]
-
-
-@pytest.mark.parametrize("kind", [*LEARNERS, GivenPriorAggregator])
-def test_reports_are_json(kind):
-    options = {"prior": [1] * CLASSES} if kind is GivenPriorAggregator else {}
-    for logits in (expert_logits(PI, 200)[0], expert_logits(PI, 1)[0], torch.zeros(5, 3, CLASSES)):
-        report = json.loads(json.dumps(fitted(logits, kind, **options).report(), allow_nan=False))
-        assert len(report["prior"]) == CLASSES and sum(report["prior"]) == pytest.approx(1) and "note" in report
-
-
-def test_a_config_can_name_them():
-    for kind, arguments in (
-        ("PriorAggregator", {"calibration": [0.7, -0.3, 0], "classwise": False, "forgetting": 0.999}),
-        ("GivenPriorAggregator", {"prior": [5, 3, 2]}),
-        ("EMAggregator", {"steps": 10}),
-        ("MAPEMAggregator", {"largest": 10.0}),
-    ):
-        config = make_config({"aggregator": {"type": kind, "args": arguments}})
-        built = config.build("aggregator", expert_log_priors=torch.zeros(2, 3), log_prior=torch.zeros(3))
-        assert type(built) is getattr(tade, kind)
-    assert "BBSEAggregator" in AGGREGATORS
-
-
-# Labels
-
-
-class Spy(PriorAggregator):
-    """Notes what reaches it."""
-
-    def __init__(self, expert_log_priors, log_prior):
-        self.seen = []
-        super().__init__(expert_log_priors, log_prior, debias=False, classwise=False)
-
-    def fit(self, *arguments, **named):
-        self.seen.append((arguments, named))
-        super().fit(*arguments, **named)
-
-    def update(self, *arguments, **named):
-        self.seen.append((arguments, named))
-        super().update(*arguments, **named)
-
-    def predict(self, *arguments, **named):
-        self.seen.append((arguments, named))
-        return super().predict(*arguments, **named)
-
-
-def test_nothing_but_logits_reaches_an_aggregator():
-    logits, _ = expert_logits(PI, 300)
-    distributions = {"all": np.arange(300), "some": np.arange(0, 300, 2)}
-
-    def no_views(indices, pass_number):
-        raise AssertionError("no views are needed")
-
-    for stream in (False, True):
-        spies = {name: make(Spy) for name in distributions}
-        if stream:
-            assert len(list(follow_streams(spies, logits, distributions, no_views, 1, 64))) == 2
-        else:
-            fit_all(spies, logits, distributions, no_views, 1)
-        for name, spy in spies.items():
-            own = logits[torch.from_numpy(distributions[name])]
-            assert spy.seen
-            for arguments, named in spy.seen:
-                given, *others = arguments
-                assert given.shape[1:] == (3, CLASSES) and given.is_floating_point()
-                assert all((own == row).all(dim=2).all(dim=1).any() for row in given[:3])
-                assert all(other is None or isinstance(other, torch.Generator) for other in others) and not named
-
-
-def test_no_aggregator_has_a_place_for_labels_but_what_says_so():
-    allowed = {"self", "logits", "views", "generator"}
-    for name, kind in AGGREGATORS.items():
-        assert issubclass(kind, Aggregator)
-        for method in (kind.fit, kind.update, kind.predict):
-            assert set(inspect.signature(method).parameters) <= allowed, name
-        takes = {"prior", "held_out"} & set(inspect.signature(kind).parameters)
-        assert takes == {"GivenPriorAggregator": {"prior"}, "BBSEAggregator": {"held_out"}}.get(name, set())
 
 
 def test_what_is_refused():
