@@ -16,7 +16,7 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ SHOWN_CLASSES = 120  # rows of a table
 INATURALIST_TRAIN, INATURALIST_ZIP = "iNaturalist18/iNaturalist18_train.txt", "iNaturalist18/iNaturalist_train.zip"
 
 
-def import_lists(source: str, target: Path) -> dict[str, str]:
+def import_lists(source: str, target: Path = MANIFEST.parent) -> dict[str, str]:
     """Copy or download the published lists that `source` has into `target`, each only if it is the published one.
 
     Args:
@@ -61,10 +61,12 @@ def import_lists(source: str, target: Path) -> dict[str, str]:
         if data is None:
             outcome[name] = "not there"
             continue
-        reason = _differs(data, figures)
-        if reason:
-            wrong.append(f"{name} ({reason})")
-            outcome[name] = f"refused: {reason}"
+        lines, digest = len(data.splitlines()), hashlib.sha256(data).hexdigest()
+        if lines != figures["lines"]:
+            wrong.append(f"{name} ({lines} lines instead of {figures['lines']})")
+            continue
+        if figures["sha256"] not in (None, digest):
+            wrong.append(f"{name} (another checksum)")
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target / name, data)
@@ -108,16 +110,9 @@ def _unzip(data: bytes | None, name: str) -> bytes | None:
         raise UserError(f"{INATURALIST_ZIP} is no whole zip archive: fetch it anew.") from error
 
 
-def _differs(data: bytes, figures: dict) -> str | None:
-    lines = len(data.splitlines())
-    if lines != figures["lines"]:
-        return f"{lines} lines instead of {figures['lines']}"
-    if figures["sha256"] and hashlib.sha256(data).hexdigest() != figures["sha256"]:
-        return "another checksum"
-    return None
-
-
-def generate(train_list: Path, test_list: Path, out: Path, names: list[str]) -> dict[str, int]:
+def generate(
+    train_list: Path, test_list: Path, out: Path, distributions: Sequence[str] = CIFAR_DISTRIBUTIONS
+) -> dict[str, int]:
     """Write one list for each test distribution, chosen from a test list (see `distribution_indices`).
 
     Returns:
@@ -127,10 +122,10 @@ def generate(train_list: Path, test_list: Path, out: Path, names: list[str]) -> 
     counts = np.bincount(train.targets)
     test.check_labels(len(counts))
     out.mkdir(parents=True, exist_ok=True)
-    distributions = distribution_indices(test.targets, counts.tolist(), names)
-    for name, indices in distributions.items():
+    chosen = distribution_indices(test.targets, counts.tolist(), distributions)
+    for name, indices in chosen.items():
         write_list(out / f"{name}.txt", [(test.name(index), int(test.targets[index])) for index in indices])
-    return {name: len(indices) for name, indices in distributions.items()}
+    return {name: len(indices) for name, indices in chosen.items()}
 
 
 def write_list(path: Path, entries: list[tuple[str, int]]) -> None:
@@ -152,17 +147,10 @@ def check(list_path: Path, data_dir: Path, output: Path | None = None, num_worke
         {"images", "classes", "imbalance_ratio", "many", "medium", "few" (classes), "empty" (classes), "duplicates"}.
 
     Raises:
-        UserError: images are missing or cannot be decoded: how many, and the first.
+        UserError: images are missing or cannot be decoded; says how many.
     """
     images = ImageList.read(list_path, data_dir)
     check_listed_files(images, some=True)
-    names = images.names()
-    missing = [name for name in progress(names, "images", unit="image") if not (data_dir / name).is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(images)} images of {list_path} are not under {data_dir}, the first is "
-            f"{missing[0]}: complete the data, or give the folder that the paths are relative to."
-        )
     counts = np.bincount(images.targets)
     groups = {name: mask.numpy() & (counts > 0) for name, mask in shot_groups(counts).items()}
     called = class_names(list_path.parent / "classes.txt", len(counts))
@@ -175,7 +163,7 @@ def check(list_path: Path, data_dir: Path, output: Path | None = None, num_worke
     columns = (falling["images"].tolist(), [printable(name) for name in falling["class"]], falling["group"].tolist())
     chart = counts_chart(printable(str(list_path)), *columns)
     write_atomically(folder / f"{list_path.stem}_class_counts.svg", svg_file(chart))
-    get_logger().info(counts_text(table))
+    get_logger().info(falling.to_string(index=False, max_rows=SHOWN_CLASSES))
     bad = find_bad_images(images, num_workers)
     listed_in = write_bad_images(folder / f"{list_path.stem}_bad_images.csv", bad)
     if bad:
@@ -190,7 +178,7 @@ def check(list_path: Path, data_dir: Path, output: Path | None = None, num_worke
         "imbalance_ratio": float(counts.max() / counts[counts > 0].min()),
         **{name: int(mask.sum()) for name, mask in groups.items()},
         "empty": int((counts == 0).sum()),
-        "duplicates": len(names) - len(set(names)),
+        "duplicates": len(images) - len(np.unique(images.paths)),
     }
 
 
@@ -200,23 +188,13 @@ def class_names(path: Path, count: int) -> list[str]:
     return names[:count] if len(names) >= count else [str(label) for label in range(count)]
 
 
-def counts_text(table: pd.DataFrame) -> str:
-    """The class counts, the largest first; of very many classes the largest and the smallest."""
-    falling = table.sort_values("images", ascending=False, kind="stable")
-    if len(falling) <= SHOWN_CLASSES:
-        return falling.to_string(index=False)
-    half = SHOWN_CLASSES // 2
-    largest, smallest = falling.head(half).to_string(index=False), falling.tail(half).to_string(index=False)
-    return f"{largest}\n... {len(falling) - 2 * half} more, all in the CSV file ...\n{smallest}"
-
-
-def from_folder(folder: Path, out: Path, options: SplitOptions) -> dict[str, int]:
+def from_folder(folder: Path, out: Path, **options) -> dict[str, int]:
     """List a folder of class folders (data_loader/class_folders.py), and say with which command to train on it.
 
     Args:
         folder: holds one folder a class, or train/ with such folders.
         out: gets train.txt, test.txt, val.txt (if there are validation images) and classes.txt.
-        options: how to split.
+        options: how to split, see SplitOptions.
 
     Returns:
         Numbers of classes and of images in each list.
@@ -224,7 +202,7 @@ def from_folder(folder: Path, out: Path, options: SplitOptions) -> dict[str, int
     Raises:
         UserError: see `read_class_folders`.
     """
-    found = read_class_folders(folder, options)
+    found = read_class_folders(folder, SplitOptions(**options))
     make_folder(out)
     for split, entries in found.splits.items():
         write_list(out / f"{split}.txt", entries)
@@ -261,43 +239,43 @@ def _quoted(text: str) -> str:
 def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     jobs = parser.add_subparsers(dest="job", required=True, metavar="JOB")
-    job = jobs.add_parser("import", help="bring in the published lists")
+
+    def add_job(name: str, run: Callable[..., dict], text: str) -> argparse.ArgumentParser:
+        """A job whose arguments are those of a function, which has the defaults."""
+        job = jobs.add_parser(name, help=text, argument_default=argparse.SUPPRESS)
+        job.set_defaults(run=run)
+        return job
+
+    job = add_job("import", import_lists, "bring in the published lists")
     job.add_argument("source", help="folder or URL laid out like the published data_txt")
-    job.add_argument("--target", type=Path, default=MANIFEST.parent)
-    job = jobs.add_parser("generate", help="choose test distributions from a test list")
+    job.add_argument("--target", type=Path)
+    job = add_job("generate", generate, "choose test distributions from a test list")
     job.add_argument("train_list", type=Path)
     job.add_argument("test_list", type=Path)
     job.add_argument("out", type=Path)
-    job.add_argument("--distributions", nargs="+", default=list(CIFAR_DISTRIBUTIONS), metavar="NAME")
-    job = jobs.add_parser("check", help="can the listed images be decoded, and how are the classes distributed")
-    job.add_argument("list", type=Path)
+    job.add_argument("--distributions", nargs="+", metavar="NAME")
+    job = add_job("check", check, "can the listed images be decoded, and how are the classes distributed")
+    job.add_argument("list_path", type=Path, metavar="list")
     job.add_argument("data_dir", type=Path)
     job.add_argument("--output", type=Path, help="folder for table, plot and bad images (default: the list's)")
     job.add_argument("--num_workers", type=int, help="threads that decode (default: one a core)")
-    job = jobs.add_parser("from-folder", help="list a folder of class folders, or of train/, val/ and test/ with such")
+    job = add_job("from-folder", from_folder, "list a folder of class folders, or of train/, val/ and test/ with such")
     job.add_argument("folder", type=Path)
     job.add_argument("out", type=Path)
-    job.add_argument("--test_per_class", type=int, default=10, metavar="N", help="test images a class (10)")
-    job.add_argument("--val_per_class", type=int, default=0, metavar="N", help="validation images a class (0)")
+    job.add_argument("--test_per_class", type=int, metavar="N", help="test images a class (10)")
+    job.add_argument("--val_per_class", type=int, metavar="N", help="validation images a class (0)")
     job.add_argument("--test", type=Path, metavar="FOLDER", help="class folders of test images, instead of a split")
     job.add_argument("--val", type=Path, metavar="FOLDER", help="class folders of validation images")
-    job.add_argument("--min_images", type=int, default=1, metavar="N", help="leave out classes with fewer")
-    job.add_argument("--exclude", nargs="+", default=[], metavar="CLASS", help="leave out these classes")
+    job.add_argument("--min_images", type=int, metavar="N", help="leave out classes with fewer")
+    job.add_argument("--exclude", nargs="+", metavar="CLASS", help="leave out these classes")
     job.add_argument(
         "--group", metavar="REGEX", help=r"images that agree in its first group stay together, e.g. '(\d+)_\d+'"
     )
-    job.add_argument("--seed", type=int, default=0, help="of the split, below 2^32")
-    args = parser.parse_args(arguments)
+    job.add_argument("--seed", type=int, help="of the split, below 2^32")
+    given = vars(parser.parse_args(arguments))
+    del given["job"]
     try:
-        if args.job == "import":
-            result = import_lists(args.source, args.target)
-        elif args.job == "generate":
-            result = generate(args.train_list, args.test_list, args.out, args.distributions)
-        elif args.job == "check":
-            result = check(args.list, args.data_dir, args.output, args.num_workers)
-        else:
-            names = (field.name for field in fields(SplitOptions))
-            result = from_folder(args.folder, args.out, SplitOptions(**{name: getattr(args, name) for name in names}))
+        result = given.pop("run")(**given)
     except ValueError as error:
         raise UserError(f"{error}.") from error
     except OSError as error:

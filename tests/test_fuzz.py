@@ -24,7 +24,6 @@ from test_choices import Scripted
 from commands.command_line import parse
 from commands.convert_checkpoint import describe
 from commands.make_data_txt import from_folder
-from data_loader.class_folders import SplitOptions
 from data_loader.data_loaders import ListDataLoader
 from data_loader.image_folders import image_suffixes, is_leftover
 from data_loader.image_lists import ImageList
@@ -182,7 +181,7 @@ def test_folders(classes, test_per_class):
             for file in files:
                 open(os.path.join(folder, name, file), "wb").close()
         out = Path(os.fsdecode(folder) + ".lists")
-        from_folder(Path(os.fsdecode(folder)), out, SplitOptions(test_per_class))
+        from_folder(Path(os.fsdecode(folder)), out, test_per_class=test_per_class)
         listed = [path for s in ("train", "test") for path in ImageList.read(out / f"{s}.txt", "").paths.tolist()]
         images = {
             name + b"/" + file
