@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import script, start_small_run
-from PIL import Image
 from torch import nn
 
 import base.base_trainer
 from base.base_trainer import BaseTrainer
 from commands.command_line import parse
-from data_loader import data_loaders
-from data_loader.data_loaders import ImbalanceDigitsDataLoader, ListDataLoader
+from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from evaluation import load_run, predict
 from evaluation.adaptation import fit_all
 from evaluation.results import Predictions
@@ -26,7 +24,6 @@ from trainer.options import TrainerOptions
 from trainer.schedule import CustomLR
 from utils import seed
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.parse_config import parameters_of
 from utils.seed import epoch_generator
 
 # --- the frame of a training run, on values that are made up ---
@@ -141,27 +138,6 @@ def test_weights_precision_and_compile_reach_the_training(tmp_path, monkeypatch)
     assert other["loss"] == pytest.approx(plain["loss"], rel=0.1)
 
 
-# --- figures of the data sets ---
-
-
-def test_figures_of_the_data_sets_are_the_published_ones():
-    cifar = data_loaders.ImbalanceCIFAR100DataLoader
-    assert cifar.mean == data_loaders.ImbalanceCIFAR10DataLoader.mean == (0.4914, 0.4822, 0.4465)
-    assert cifar.std == data_loaders.ImbalanceCIFAR10DataLoader.std == (0.2023, 0.1994, 0.2010)
-    figures = ("mean", "std", "color_jitter")
-    for imagenet in (data_loaders.ImageNetLTDataLoader, data_loaders.Places_LT):
-        assert imagenet.test_name == "test"
-        defaults = [parameters_of(imagenet)[name].default for name in figures]
-        assert defaults == [(0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.4]
-    inat = data_loaders.iNaturalistDataLoader
-    assert inat.test_name == "val"
-    assert [parameters_of(inat)[name].default for name in figures] == [
-        (0.466, 0.471, 0.380),
-        (0.195, 0.194, 0.192),
-        0.0,
-    ]
-
-
 # --- streams of random numbers ---
 
 
@@ -204,42 +180,6 @@ def test_every_pass_is_shuffled_anew():
     assert asked == [0, 1, 2] and len({tuple(order) for order in aggregator.drawn}) == 3
 
 
-@pytest.fixture
-def twins(tmp_path) -> dict:
-    """The arguments of a loader of six entries that all show one image, and of a gray test image of each class."""
-    pixels = np.random.RandomState(0).randint(0, 256, (48, 48, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "one.png")
-    Image.fromarray(np.full((48, 48, 3), 128, np.uint8)).save(tmp_path / "gray.png")
-    (tmp_path / "train.txt").write_text("one.png 0\none.png 1\n" * 3)
-    (tmp_path / "gray.txt").write_text("gray.png 0\ngray.png 1\n" * 3)
-    return {
-        "data_dir": str(tmp_path),
-        "train_list": str(tmp_path / "train.txt"),
-        "test_list": str(tmp_path / "train.txt"),
-        "batch_size": 6,
-        "image_size": 32,
-        "num_workers": 0,
-        "distributions": ["uniform"],
-    }
-
-
-def test_every_image_has_a_seed_of_its_own(twins):
-    loader = ListDataLoader(**twins)
-    ((images, _),) = loader
-    ((first, second),) = loader.test.views(np.arange(6), 0)
-    ((crops, _),) = loader.test.mild_view(2)
-    for shown, least in ((images, 6), (first, 6), (second, 6), (crops, 4)):
-        assert len({image.numpy().tobytes() for image in shown}) >= least
-
-
-@pytest.mark.parametrize("jitter", [0.0, 0.4])
-def test_color_jitter_changes_colors_and_can_be_switched_off(twins, tmp_path, jitter):
-    gray = {**twins, "train_list": str(tmp_path / "gray.txt"), "color_jitter": jitter}
-    ((images, _),) = ListDataLoader(**gray)
-    shown = images[:, 0].mean(dim=(1, 2))
-    assert bool(shown.std() > 0.05) is bool(jitter)
-
-
 def test_the_device_on_record():
     assert device_name(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
     assert device_name(torch.device("mps")) == "mps"
@@ -256,15 +196,3 @@ def test_predictions_name_the_most_probable_class(trained_digits):
     predicted = predict(run, run.loader.test.images).table()["class"].astype(int)
     assert (predicted.to_numpy() == run.test_logits.mean(dim=1).argmax(dim=1).numpy()).all()
     assert predicted.nunique() > 3
-
-
-class Renumbering(ListDataLoader):
-    renumber = True
-
-
-def test_names_follow_the_classes_when_they_are_renumbered(twins, tmp_path):
-    (tmp_path / "train.txt").write_text("one.png 0\n" + "one.png 1\n" * 3 + "one.png 2\n" * 2)
-    (tmp_path / "names.txt").write_text("zero\none\ntwo\n")
-    loader = Renumbering(**twins, class_names=str(tmp_path / "names.txt"))
-    assert loader.class_map == [1, 2, 0] and loader.class_names == ["one", "two", "zero"]
-    assert loader.cls_num_list == [3, 2, 1]
