@@ -35,13 +35,9 @@ def test_distribution_counts_are_the_references(name):
     assert counts == GOLDEN_COUNTS[f"test_{name}"]["per_class"]
 
 
-def test_uniform_takes_every_image():
-    assert distribution_counts(7, [5, 100, 50], "uniform") == [7, 7, 7]
-
-
 def test_distributions_follow_the_training_counts_not_the_class_numbers():
-    assert distribution_counts(10, [5, 100, 50], "forward10") == [1, 10, 3]
-    assert distribution_counts(10, [5, 100, 50], "backward10") == [10, 1, 3]
+    for name, counts in (("forward10", [1, 10, 3]), ("backward10", [10, 1, 3]), ("uniform", [10, 10, 10])):
+        assert distribution_counts(10, [5, 100, 50], name) == counts
 
 
 @pytest.mark.parametrize("name", ["sideways5", "forward", "forward0.5", "backward-2", "Uniform"])
@@ -57,10 +53,15 @@ def test_bad_imbalance(factor):
     assert long_tail_counts(500, 100, 0.002)[-1] == 1
 
 
-@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5])
-def test_bad_fractions(fraction):
-    with pytest.raises(ValueError, match="at least 0 and below 1"):
-        held_out_counts([5, 3], fraction)
+def test_what_is_held_out_of_every_class():
+    assert held_out_counts([500, 30, 10, 2, 1], 0.05) == [25, 2, 1, 1, 0]
+    assert held_out_counts([500, 10, 2, 1], 0.99) == [495, 9, 1, 0]  # never all
+    assert held_out_counts([500, 1], 0) == [0, 0]
+    for fraction in (-0.1, 1.0, 1.5):
+        with pytest.raises(ValueError, match="val_fraction must be at least 0 and below 1"):
+            held_out_counts([5, 5], fraction)
+    with pytest.raises(ValueError, match="a class with two training images"):
+        held_out_counts([1, 1], 0.5)
 
 
 def test_uniform_is_in_file_order_where_all_classes_have_as_many_images():

@@ -246,29 +246,30 @@ def test_bad_images_are_left_out_and_listed_from_training_to_prediction(folder, 
     chosen = chosen_distributions(run, None)
     assert sorted(chosen["uniform"].tolist()) != list(range(12)) and not set(chosen["uniform"]) & {12, 13}
     assert not set(run.labeled_draw(2).tolist()) & {12, 13}
-    learned = adapt(run, names=["uniform"])
-    assert learned.distributions["uniform"].images == len(chosen["uniform"])
+    assert adapt(run, names=["uniform"]).distributions["uniform"].images == len(chosen["uniform"])
 
     # The list of an evaluation is removed where there is nothing to list any more.
     mended = Options({"data_loader;args;test_list": str(folder / "test.txt")}, last)
     assert "remark" not in script("test").main(mended)
     assert not (last.parent / "results/last/test/bad_images.csv").exists()
 
+    def predict(on_bad_image: str | None) -> dict:
+        options = {"data_loader;args;on_bad_image": on_bad_image}
+        arguments = Options(options, last, output=damaged / "out", images=damaged / "new")
+        return script("predict_folder").main(arguments)
 
-def test_predicting_skips_bad_images_unless_told_to_stop(folder, damaged, capsys):
-    last = Path(train(small_list_config(folder, damaged))["last"])
-    predicted = script("predict_folder").main(Options({}, last, output=damaged / "out", images=damaged / "new"))
+    predicted = predict(None)
     table, bad = (pd.read_csv(damaged / "out" / f"{name}.csv") for name in ("predictions", "bad_images"))
     assert table["path"].tolist() == ["0.ppm", "3.ppm"] and bad["path"].tolist() == ["1.ppm", "2.ppm"]
     assert (predicted["images"], predicted["bad_images"]) == (2, 2)
+    assert predicted["aggregator"]["type"] == "PriorAggregator" and predicted["averaged_views"] == 4
     assert "2 of 4 images are left out: 1.ppm cannot be decoded" in capsys.readouterr().out
-    stop = {"data_loader;args;on_bad_image": "stop"}
     with pytest.raises(UserError, match=r"1\.ppm cannot be decoded"):
-        script("predict_folder").main(Options(stop, last, output=damaged / "out", images=damaged / "new"))
+        predict("stop")
     for name in ("0.ppm", "3.ppm"):
         (damaged / "new" / name).write_bytes(b"")
     with pytest.raises(UserError, match="None of the 4 images of .*new can be decoded"):
-        script("predict_folder").main(Options({}, last, output=damaged / "none", images=damaged / "new"))
+        predict(None)
 
 
 def test_a_mistyped_folder_is_refused_before_training(folder, tmp_path):
@@ -567,11 +568,12 @@ def test_thumbnails_of_files(folder, tmp_path):
 
 
 def test_class_names(folder, tmp_path):
-    (tmp_path / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match="has 2 lines and the training list 3 classes"):
-        make(folder, class_names=str(tmp_path / "classes.txt"))
-    with pytest.raises(UserError, match="class names .* cannot be read"):
-        make(folder, class_names=str(tmp_path / "absent.txt"))
-    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
-    assert make(folder, class_names=str(tmp_path / "classes.txt")).class_names == ["a", "b", "c"]
+    path = tmp_path / "classes.txt"
+    for text, message in ((None, "class names .* cannot be read"), ("a\nb\n", "has 2 lines and the training list 3")):
+        if text:
+            path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            make(folder, class_names=str(path))
+    path.write_text("a\nb\nc\n")
+    assert make(folder, class_names=str(path)).class_names == ["a", "b", "c"]
     assert make(folder).class_names == ["0", "1", "2"]

@@ -34,12 +34,11 @@ def test_training_pipeline_is_torchvisions(photo):
     assert len(pil_transforms.training(64, 0.0).transforms) == 2
 
 
-def test_views_and_evaluation_sizes(photo):
+def test_views_differ_and_evaluation_repeats(photo):
     torch.manual_seed(0)
-    pipeline = pil_transforms.view(48, 0.2)
+    pipeline, evaluated = pil_transforms.view(48, 0.2), pil_transforms.evaluation(224)
     first, second = pipeline(photo), pipeline(photo)
     assert first.size == second.size == (48, 48) and first != second
-    evaluated = pil_transforms.evaluation(224)
     assert evaluated(photo).size == (224, 224) and evaluated(photo) == evaluated(photo)
 
 

@@ -3,7 +3,6 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 from data_loader.tensor_transforms import (
     CropFlipRotate,
     GeometricParams,
@@ -47,15 +46,6 @@ def test_training_augmentation_equals_torchvision_pixel_for_pixel(size):
     for i in range(300):
         expected = with_pillow(images[i], given, degrees, i, size)
         np.testing.assert_array_equal(result[i].permute(1, 2, 0).numpy(), expected)
-
-
-def test_training_augmentation_on_real_images(cifar_dir):
-    images = ImbalanceCIFAR100DataLoader(str(cifar_dir), 128).test.images[:2000]
-    given, degrees = random_params(2000)
-    result = CropFlipRotate(32).apply(images, given)
-    pixels = result.permute(0, 2, 3, 1).numpy()
-    different = [i for i in range(2000) if not np.array_equal(pixels[i], with_pillow(images[i], given, degrees, i, 32))]
-    assert different == []
 
 
 def test_normalize_is_torchvisions():
@@ -113,12 +103,8 @@ def test_gray_is_pillows(photos):
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 1.3, 2.0])
 def test_blur_is_gaussian_and_close_to_pillows(photos, sigma):
     result = gaussian_blur(photos.float(), torch.full((40,), sigma))
-    expected = np.stack(
-        [
-            np.asarray(Image.fromarray(p.numpy()).filter(ImageFilter.GaussianBlur(sigma)))
-            for p in photos.permute(0, 2, 3, 1)
-        ]
-    ).transpose(0, 3, 1, 2)
+    blurred = [Image.fromarray(p.numpy()).filter(ImageFilter.GaussianBlur(sigma)) for p in photos.permute(0, 2, 3, 1)]
+    expected = np.stack([np.asarray(photo) for photo in blurred]).transpose(0, 3, 1, 2)
     assert np.abs(result.numpy() - expected).mean() < 1
     flat = torch.full((1, 3, 32, 32), 0.3)
     torch.testing.assert_close(gaussian_blur(flat, torch.tensor([sigma])), flat)
@@ -129,24 +115,13 @@ def test_blur_is_gaussian_and_close_to_pillows(photos, sigma):
     torch.testing.assert_close(line[17] / line[16], torch.tensor(np.exp(-0.5 / sigma**2), dtype=torch.float32))
 
 
-def test_views_differ_between_images_and_views_and_stay_in_range(photos):
-    augmentation = ViewAugmentation(32)
-    generator = epoch_generator(1, 0)
-    first, second = (augmentation.apply(photos, augmentation.sample_params(40, generator)) for _ in range(2))
-    assert first.shape == (40, 3, 32, 32) and first.min() >= 0 and first.max() <= 1 + 1e-6
-    assert (first - second).abs().mean(dim=(1, 2, 3)).min() > 0.005
-
-
-def test_a_view_of_an_image_does_not_depend_on_its_batch(photos):
+def test_views_stay_in_range_and_do_not_depend_on_the_batch(photos):
     augmentation = ViewAugmentation(32)
     given = augmentation.sample_params(40, epoch_generator(1, 0))
-    indices = torch.tensor([31, 4, 17])
-    torch.testing.assert_close(
-        augmentation.apply(photos[indices], given.select(indices)),
-        augmentation.apply(photos, given)[indices],
-        rtol=0,
-        atol=1e-6,
-    )
+    views, some = augmentation.apply(photos, given), torch.tensor([31, 4, 17])
+    assert views.shape == (40, 3, 32, 32) and views.min() >= 0 and views.max() <= 1 + 1e-6
+    alone = augmentation.apply(photos[some], given.select(some))
+    torch.testing.assert_close(alone, views[some], rtol=0, atol=1e-6)
 
 
 def test_view_probabilities():
