@@ -162,7 +162,7 @@ class Trainer(BaseTrainer):
             yield images, target.to(self.device, non_blocking=True)
             if done.step % self.options.log_step == 0:
                 self.update.check()
-                bar.set_postfix(loss=f"{float(done.sums[0] / done.sums[2]):.3f}")
+                bar.set_postfix(loss=f"{float(done.sums[0] / done.sums[2]):.3f}", refresh=False)
         done.seconds = time.perf_counter() - start
         self.update.check(weights=True)
         self._shard_sizes(0)

@@ -1,14 +1,15 @@
 """Image files that cannot be decoded: why, and where that is listed."""
 
-import csv
-import io
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import write_together
 
 #: Of the list of bad images, in a folder of results or of a run.
 FILE_NAME = "bad_images.csv"
@@ -36,13 +37,11 @@ def reason_of(path: Path, error: Exception) -> str:
     """Why an image file cannot be decoded, in a few words."""
     if isinstance(error, FileNotFoundError):
         return "is missing"
-    try:
-        if path.is_dir():
-            return "is a folder"
+    if os.path.isdir(path):
+        return "is a folder"
+    with suppress(OSError):
         if not path.stat().st_size:
             return "is an empty file"
-    except OSError:
-        pass
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
     if "cannot identify image file" in str(error):
@@ -69,7 +68,7 @@ def none_decoded(bad: Sequence[BadImage]) -> UserError:
 
 
 def write_list(path: Path, bad: Collection[BadImage]) -> Path | None:
-    """Write what was left out as CSV: path, reason, list; without any, an older file is removed.
+    """Write the skipped images as CSV: path, reason, list; without any, an older file is removed.
 
     Returns:
         The file, if there is one now.
@@ -77,15 +76,6 @@ def write_list(path: Path, bad: Collection[BadImage]) -> Path | None:
     Raises:
         UserError: it cannot be written.
     """
-    if not bad:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{path} is outdated and cannot be removed ({error.strerror}): remove it.") from error
-        return None
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "reason", "list"])
-    rows.writerows([image.name, image.reason, image.source] for image in bad)
-    write_atomically(path, os.fsencode(text.getvalue()))
-    return path
+    rows = pd.DataFrame([(image.name, image.reason, image.source) for image in bad], columns=["path", "reason", "list"])
+    write_together(path.parent, {path.name: os.fsencode(rows.to_csv(index=False)) if bad else None})
+    return path if bad else None

@@ -112,31 +112,28 @@ def objects_of_all(value: T) -> list[T]:
     return values
 
 
+def from_first_process(value: T) -> T:
+    """The first process's value, in every process."""
+    return objects_of_all(value)[0]
+
+
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
     """Inside, the first process goes ahead and the others wait for it; for downloads that all would start."""
-    if dist.is_initialized() and not is_main():
-        dist.barrier()
+    if not is_main():
+        barrier()
     try:
         yield
     finally:
-        if dist.is_initialized() and is_main():
-            dist.barrier()
-
-
-def from_first_process(value: T) -> T:
-    """The first process's value, in every process."""
-    values = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values)
-    return values[0]
+        if is_main():
+            barrier()
 
 
 def by_first_process(action: Callable[[], T]) -> T:
     """What the first process's call of `action` gives, in every process.
 
     Raises:
-        UserError: in every process, where it was raised in the first.
+        UserError: in every process, if it was raised in the first.
     """
     result, error = None, None
     if is_main():
@@ -144,11 +141,9 @@ def by_first_process(action: Callable[[], T]) -> T:
             result = action()
         except UserError as raised:
             raised.shared, error = True, raised
-    if dist.is_initialized():
-        result, error = from_first_process((result, error))
-        if error:
-            dist.barrier()  # all know of it before the first one leaves
+    result, error = from_first_process((result, error))
     if error:
+        barrier()  # all know of it before the first one leaves
         raise error
     return result  # type: ignore[return-value]
 

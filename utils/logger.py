@@ -4,8 +4,8 @@ import contextlib
 import logging
 import sys
 import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 from tqdm import tqdm
@@ -53,23 +53,20 @@ class _TqdmHandler(logging.Handler):
         sys.stdout.flush()
 
 
-class file_log:
-    """Context manager: also append the messages, with times, to a file."""
-
-    def __init__(self, logger: logging.Logger, path: Path):
-        self.logger, self.path = logger, path
-
-    def __enter__(self) -> None:
-        try:
-            self.handler = _FileHandler(self.path, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"The log {self.path} cannot be written ({error.strerror}): mend that first.") from error
-        self.handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
-        self.logger.addHandler(self.handler)
-
-    def __exit__(self, *_) -> None:
-        self.logger.removeHandler(self.handler)
-        self.handler.close()
+@contextlib.contextmanager
+def file_log(logger: logging.Logger, path: Path) -> Iterator[None]:
+    """Also append the messages, with times, to a file."""
+    try:
+        handler = _FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The log {path} cannot be written ({error.strerror}): mend that first.") from error
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class _FileHandler(logging.FileHandler):
@@ -86,45 +83,38 @@ class _FileHandler(logging.FileHandler):
             super().close()
 
 
-SECONDS_A_LINE = 60.0
-
-
-class ProgressLines:
-    """Says every minute how far a loop is: a progress bar for where the output is a file or a pipe."""
-
-    def __init__(self, iterable: Iterable, description: str, total: int | None, initial: int):
-        self.iterable, self.description, self.initial = iterable, description, initial
-        self.of_total = f" of {total}" if total else ""
-        self.shown = ""
-
-    def __iter__(self) -> Iterator:
-        start = said = time.perf_counter()
-        for number, item in enumerate(self.iterable, self.initial):
-            if (now := time.perf_counter()) - said >= SECONDS_A_LINE:
-                said = now
-                spent = duration(now - start)
-                get_logger().info(f"{self.description}: {number}{self.of_total} after {spent}{self.shown}")
-            yield item
-
-    def set_postfix(self, **values: str) -> None:
-        self.shown = "".join(f"  {name} {value}" for name, value in values.items())
-
-
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds.
 
     >>> duration(59.6), duration(3725)
-    ('1:00', '1:02:05')
+    ('0:01:00', '1:02:05')
     """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return str(timedelta(seconds=round(seconds)))
 
 
-def progress(iterable, description: str, total: int | None = None, unit: str = "batch", initial: int = 0):
+class _Lines:
+    """What a progress bar writes, as messages: for where the output is a file or a pipe."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            get_logger().info(text.strip())
+
+    def flush(self) -> None:
+        pass
+
+
+#: Options of a bar that writes a line a minute.
+LINES = {
+    "file": _Lines(),
+    "delay": 60,
+    "mininterval": 60,
+    "maxinterval": 60,
+    "bar_format": "{desc}: {n_fmt} of {total_fmt} after {elapsed}{postfix}",
+}
+
+
+def progress(iterable, description: str, total: int | None = None, unit: str = "batch", initial: int = 0) -> tqdm:
     """tqdm bar on a terminal, a line a minute where the output is a file or a pipe; the first process's alone."""
-    if distributed.is_main() and not sys.stderr.isatty():
-        return ProgressLines(iterable, description, total, initial)
     return tqdm(
         iterable,
         desc=description,
@@ -133,7 +123,7 @@ def progress(iterable, description: str, total: int | None = None, unit: str = "
         initial=initial,
         disable=not distributed.is_main(),
         leave=False,
-        dynamic_ncols=True,
+        **({"dynamic_ncols": True} if sys.stderr.isatty() else LINES),
     )
 
 
@@ -176,14 +166,8 @@ class TensorBoardLog:
 
     def _write(self, method: str, *arguments) -> None:
         if self.writer:
-            with self._going_on():
+            try:
                 getattr(self.writer, method)(*arguments)
-
-    @contextlib.contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """Where TensorBoard's file can no longer be written, or a plot not be read, work goes on without it."""
-        try:
-            yield
-        except OSError as error:
-            self.writer = None
-            get_logger().warning(f"TensorBoard's log can no longer be written ({error}): going on without it.")
+            except OSError as error:
+                self.writer = None
+                get_logger().warning(f"TensorBoard's log can no longer be written ({error}): going on without it.")

@@ -25,9 +25,6 @@ class StopSignals:
         on_first: called with the number of the first signal, inside the signal handler.
     """
 
-    #: False in a process whose parent decides on it.
-    second_ends = True
-
     def __init__(self, on_first: Callable[[int], None] | None = None):
         self.received = 0
         self._on_first = on_first
@@ -42,21 +39,15 @@ class StopSignals:
                     self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        outer = self._before.get(self.received)
-        nested = callable(outer) and outer is not signal.default_int_handler
-        if kind and nested:
-            return  # the caller ends by the same signal, and a further one must not disturb that
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if nested:
-            outer(self.received, None)  # all was done before the signal could stop it; it is meant for the caller, too
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received:
-            if now - self._since > SAME_REQUEST and self.second_ends:
+            if now - self._since > SAME_REQUEST:
                 end_at_once("Ended at once by a second signal: what was not saved by then is lost.")
             return
         self.received, self._since = number, now
