@@ -18,7 +18,7 @@ from deploy.prediction_files import FORMATS, check_format, paths_in
 from deploy.watch import Inbox, watch
 from evaluation.adaptation import adapt, new_aggregator
 from evaluation.aggregators import aggregator_maker, aggregator_section, wants_calibration
-from evaluation.calibration import calibration_path, save_calibration, shown
+from evaluation.calibration import calibration_path, save_calibration
 from evaluation.evaluation import evaluate, evaluate_test_set
 from evaluation.given_prior import with_prior
 from evaluation.loaded_run import LoadedRun, load_run
@@ -32,7 +32,7 @@ from trainer.training import train
 from utils import distributed
 from utils.bad_images import FILE_NAME, write_list
 from utils.checkpoint import load_checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import make_folder, write_atomically, write_together
 from utils.logger import get_logger
 from utils.reference_config import config_of

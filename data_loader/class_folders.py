@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from data_loader.image_folders import image_suffixes, others_text, scan_folder, subfolders, walk
-from utils.errors import UserError, unknown
+from utils.errors import UserError, shown, unknown
 from utils.logger import progress
 
 #: Names of folders in a layout, in lower case.
 LAYOUT = {"train": {"train", "training"}, "val": {"val", "valid", "validation"}, "test": {"test", "testing"}}
-SHOWN = 10  # names in a message
 
 Entries = list[tuple[str, int]]
 """(path as a list has it, label)."""
@@ -96,7 +95,7 @@ def read_class_folders(folder: Path, options: SplitOptions) -> ClassFolders:
         found.splits[split] = [(path, label) for label, name in enumerate(classes) for path in by_class.get(name, ())]
         strange = [name for name, paths in by_class.items() if name not in classes and paths]
         if split != "train" and strange:
-            notices.append(f"Classes of the {split} images that are not trained on are left out: {_names(strange)}.")
+            notices.append(f"Classes of the {split} images that are not trained on are left out: {shown(strange)}.")
     wanted = {} if "test" in images else {"test": options.test_per_class}
     if options.val_per_class:
         wanted["val"] = options.val_per_class
@@ -127,7 +126,7 @@ def _layout(folder: Path, options: SplitOptions, notices: list[str]) -> dict[str
         layout = {split: paths[0] for split, paths in found.items() if paths}
         if rest := [path.name for path in inside if path not in layout.values()]:
             raise UserError(
-                f"{folder} holds {layout['train'].name}/ beside other folders ({_names(rest)}): leave these out with "
+                f"{folder} holds {layout['train'].name}/ beside other folders ({shown(rest)}): leave these out with "
                 f"--exclude, or give {layout['train']} itself."
             )
         notices.append(f"Taken as it is: {', '.join(f'{path.name}/ ({split})' for split, path in layout.items())}.")
@@ -193,9 +192,9 @@ def _classes(folder: Path, images: Mapping[str, list[str]], options: SplitOption
             raise unknown("class in --exclude", name, known)
     counts = {name: len(paths) for name, paths in images.items() if name not in options.exclude}
     if empty := [name for name, count in counts.items() if not count]:
-        notices.append(f"{len(empty)} class folders without a training image are no classes: {_names(empty)}.")
+        notices.append(f"{len(empty)} class folders without a training image are no classes: {shown(empty)}.")
     if small := [name for name, count in counts.items() if 0 < count < options.min_images]:
-        notices.append(f"{len(small)} classes with fewer than {options.min_images} images left out: {_names(small)}.")
+        notices.append(f"{len(small)} classes with fewer than {options.min_images} images left out: {shown(small)}.")
     classes = [name for name, count in counts.items() if count >= options.min_images]
     if len(classes) < 2:
         deeper = f"give {inside[0]}, or " if len(inside) == 1 and len(subfolders(inside[0])) > 1 else ""
@@ -222,7 +221,7 @@ def _move(found: ClassFolders, wanted: Mapping[str, int], options: SplitOptions)
         if there and absent:
             found.notices.append(
                 f"{len(absent)} of {len(classes)} classes are too small for {count} images in the {split} list and are "
-                f"not in it: {_names(absent)}."
+                f"not in it: {shown(absent)}."
             )
     taken = set().union(*moved.values())
     found.splits["train"] = [entry for i, entry in enumerate(whole) if i not in taken]
@@ -299,8 +298,3 @@ def _check_groups(found: ClassFolders, pattern: str) -> None:
             f"{min(shared).removeprefix('group ')}: accuracy will be too high, unless groups of the same name have "
             "nothing in common."
         )
-
-
-def _names(names: Sequence[str]) -> str:
-    """Names for a message, not more than SHOWN of them."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -15,8 +15,6 @@ from utils.errors import UserError
 from utils.files import write_atomically
 from utils.logger import get_logger
 
-SHOWN_CLASSES = 10  # names in a message
-
 
 @dataclass(frozen=True)
 class CalibrationRecord:
@@ -153,9 +151,3 @@ def stored_calibration(checkpoint: CheckpointRecord, averaged_views: int) -> Cal
         f"--averaged_views {averaged_views}, or remove it."
     )
     return None
-
-
-def shown(names: Sequence[str]) -> str:
-    """Class names for a message, not more than SHOWN_CLASSES of them."""
-    rest = len(names) - SHOWN_CLASSES
-    return ", ".join(names[:SHOWN_CLASSES]) + (f" and {rest} more" if rest > 0 else "")

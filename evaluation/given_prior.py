@@ -9,10 +9,9 @@ from pathlib import Path
 
 from base.base_data_loader import BaseDataLoader
 from evaluation.aggregators import aggregator_section
-from evaluation.calibration import shown
 from evaluation.loaded_run import LoadedRun
 from trainer.registry import make_config
-from utils.errors import UserError, unknown
+from utils.errors import UserError, shown, unknown
 
 PRIOR = "The prior"
 

@@ -16,7 +16,7 @@ import evaluation
 from commands.command_line import Options, parse
 from commands.jobs import run_calibrate
 from data_loader.class_profiles import held_out_counts
-from evaluation.calibration import SHOWN_CLASSES, CalibrationRecord, calibration_path, shown
+from evaluation.calibration import CalibrationRecord, calibration_path
 from evaluation.results import Results
 from tade import Calibration, PriorAggregator, StabilityAggregator, fit_calibration, prior_free_logits
 from trainer.build import build_network
@@ -294,10 +294,3 @@ def test_logits_that_are_not_finite_end_with_one_sentence(last, tmp_path, monkey
             evaluation.predict(run, run.loader.test.images[:20], make)
     with pytest.raises(UserError, match="random views of test images"):
         evaluation.adaptation.two_view_logits(run.network, run.images, np.arange(9), 0, run.device)
-
-
-def test_not_more_than_ten_classes_are_named():
-    names = [f"c{n}" for n in range(SHOWN_CLASSES + 2)]
-    ten = ", ".join(names[:SHOWN_CLASSES])
-    assert shown(names[:SHOWN_CLASSES]) == ten and shown(names[: SHOWN_CLASSES + 1]) == f"{ten} and 1 more"
-    assert shown(names) == f"{ten} and 2 more" and shown(["a"]) == "a"

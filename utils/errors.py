@@ -1,7 +1,7 @@
 """Errors that are the caller's to mend, each one sentence that says what to do."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -51,7 +51,13 @@ class LostProcess(UserError):
     status = 1
 
 
-SHOWN = 60  # valid names in a message
+def shown(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message, not more than `most` of them.
+
+    >>> shown(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
@@ -65,8 +71,7 @@ def unknown(what: str, name: object, valid: Iterable[str]) -> UserError:
     valid = sorted(valid)
     nearest = get_close_matches(str(name)[:200], valid, n=1, cutoff=0.5)
     hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
-    rest = f" and {len(valid) - SHOWN} more" if len(valid) > SHOWN else ""
-    return UserError(f'Unknown {what} "{str(name)[:200]}": {hint}Valid: {", ".join(valid[:SHOWN]) or "none"}{rest}.')
+    return UserError(f'Unknown {what} "{str(name)[:200]}": {hint}Valid: {shown(valid, 60) or "none"}.')
 
 
 def nearest_path(path: Path) -> str:
