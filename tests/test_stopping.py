@@ -254,19 +254,6 @@ def test_steps_that_are_no_numbers_are_skipped_up_to_a_bound(small_config, monke
 # --- one sentence ---
 
 
-def test_a_run_folder_that_is_gone_is_one_sentence(small_config, monkeypatch):
-    small_config["trainer"] |= {"tensorboard": True, "verbosity": 2}
-    original = Trainer.validate
-
-    def validate(self, epoch):
-        self.run_dir.rename(self.run_dir.with_name("elsewhere"))
-        return original(self, epoch)
-
-    monkeypatch.setattr(Trainer, "validate", validate)
-    with pytest.raises(UserError, match="Could not save .*No such file or directory"):
-        train(small_config, run_id="deleted")
-
-
 def test_a_log_that_cannot_be_written_costs_the_log_alone(small_config, capsys):
     target = run_dir(small_config, "log")
     target.mkdir(parents=True)
