@@ -194,8 +194,8 @@ def save_predictions(run: LoadedRun, predictions: Predictions, options: Options,
     others = {f"{stem}.{ending}": None for stem in ("predictions", "class_mix") for ending in FORMATS}
     write_together(folder, {**others, **written})
     weights = ", ".join("nan" if w is None else f"{w:.2f}" for w in record["weights"] or [])
-    mix = predictions.class_mix(counts).sort_values("estimated_share", ascending=False, kind="stable").head(5)
-    shown = mix[["class", "estimated_share", "predicted_count"]].to_string(index=False, float_format="%.3f")
+    mix = predictions.class_mix(counts).sort_values("expected_count", ascending=False, kind="stable").head(5)
+    shown = mix[["class", "expected_count", "predicted_count"]].to_string(index=False, float_format="%.1f")
     get_logger().info(
         f"{len(table)} images"
         + (f", expert weights {weights}" if weights else "")

@@ -28,10 +28,9 @@ from data_loader.file_check import check_listed_files, find_bad_images
 from data_loader.image_lists import ImageList
 from model.metric import shot_groups
 from report.figures import counts_chart
-from report.html_page import svg_file
 from utils.bad_images import bad_images_sentence
 from utils.bad_images import write_list as write_bad_images
-from utils.errors import UserError, printable
+from utils.errors import UserError
 from utils.files import make_folder, write_atomically
 from utils.logger import get_logger, progress
 
@@ -159,10 +158,9 @@ def check(list_path: Path, data_dir: Path, output: Path | None = None, num_worke
     folder = output or list_path.parent
     make_folder(folder)
     write_atomically(folder / f"{list_path.stem}_class_counts.csv", os.fsencode(table.to_csv(index=False)))
+    chart = counts_chart(table).file(f"Images of each class: {list_path}")
+    write_atomically(folder / f"{list_path.stem}_class_counts.svg", chart)
     falling = table.sort_values("images", ascending=False, kind="stable")
-    columns = (falling["images"].tolist(), [printable(name) for name in falling["class"]], falling["group"].tolist())
-    chart = counts_chart(printable(str(list_path)), *columns)
-    write_atomically(folder / f"{list_path.stem}_class_counts.svg", svg_file(chart))
     get_logger().info(falling.to_string(index=False, max_rows=SHOWN_CLASSES))
     bad = find_bad_images(images, num_workers)
     listed_in = write_bad_images(folder / f"{list_path.stem}_bad_images.csv", bad)

@@ -9,10 +9,8 @@ import pandas as pd
 
 from evaluation.results import Results
 from model.metric import shot_groups
-from report.charts import Chart, Series, line_chart
-from report.comparison_page import Evaluated, accuracy_series, cells_of, colors, comparison_page, learned_weights
-from report.figures import accuracy_charts
-from report.html_page import svg_file
+from report.charts import Chart
+from report.comparison_page import Evaluated, comparison_page, row_weight_charts, top1_charts
 from report.tables import markdown_lines
 from utils.files import write_atomically
 
@@ -105,26 +103,11 @@ def cost_table(runs: Sequence[Mapping], totals: Mapping[tuple[str, str], pd.Seri
 
 
 def charts_of(frame: pd.DataFrame) -> dict[str, Chart]:
-    """Charts of one data set's last epochs: "accuracy", "groups", and "METHOD_weights" where weights were learned."""
-    charts = {"accuracy": drawn[0] for drawn in [accuracy_charts(*accuracy_series(cells_of(frame)))] if drawn}
-    balanced = frame[frame["distribution"] == "uniform"]
-    if len(balanced):
-        charts["groups"] = groups_chart(balanced)
+    """Charts of one data set's last epochs: "accuracy", and "METHOD_weights" where weights were learned."""
     methods = dict(zip(frame["row"], frame["method"], strict=True))
-    for row, drawn in learned_weights(frame).items():
-        charts[f"{methods[row]}_weights"] = drawn[0]
-    return charts
-
-
-def groups_chart(balanced: pd.DataFrame) -> Chart:
-    """Accuracy of many-, medium- and few-shot classes, a line a row, means over seeds."""
-    means = balanced.groupby("row", sort=False)[list(GROUPS)].mean()
-    series = [
-        Series(str(row), [None if pd.isna(v) else v for v in values], color)
-        for (row, values), color in zip(means.iterrows(), colors(list(means.index)).values(), strict=True)
-    ]
-    label = "Top-1 accuracy on the balanced test set"
-    return line_chart(label, [f"{group}-shot" for group in GROUPS], series, "top-1 accuracy (%)", (560, 340))
+    charts = {"accuracy": top1_charts(frame)}
+    charts |= {f"{methods[row]}_weights": found for row, found in row_weight_charts(frame).items()}
+    return {name: found[0] for name, found in charts.items() if found}
 
 
 def published_table(data: str) -> pd.DataFrame | None:
@@ -197,8 +180,7 @@ def write_comparison(
                 markdown_lines(published, "method"),
             ]
         for name, chart in charts_of(of_data[of_data["checkpoint"] == "last epoch"]).items():
-            chart.label = f"{data}: {chart.label}"
-            write_atomically(output / f"{data}_{name}.svg", svg_file(chart))
+            write_atomically(output / f"{data}_{name}.svg", chart.file(f"{data}: {chart.svg.attrib['aria-label']}"))
             parts.append(f"![{name}]({data}_{name}.svg)")
     by_hand, version = "\n".join(commands), commit()
     page = comparison_page(frame, evaluated, cost, published_tables, command, version, note, commands)

@@ -1,266 +1,228 @@
-"""Charts: what stands where in an SVG of a given size; report/templates/charts.html draws it, for pages and for files.
+"""Charts as SVG: axes with ticks, a legend, lines, dots and bars, placed in the units of the figures.
 
-A chart holds text as it is: the template escapes it. Colors are names of CSS classes, so that charts follow a reader's
-light or dark mode.
+A chart stands in a page or, with its own styles, in a file. Its colors are CSS classes of templates/charts.css, light
+and dark. ElementTree escapes all text.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, tostring
 
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 44  # margins in pixels, for axes and their labels
-LETTER = 7.0  # pixels of a letter in a tick label
-LONGEST = 16  # letters of a tick label
-WIDE, NARROW = (1080, 340), (330, 290)  # width and height in pixels: for a desktop, for a telephone
-SMALL = (440, 300)
+from utils.errors import printable
 
-
-@dataclass
-class Mark:
-    """Something drawn: a "line" or "band" with a path, a "dot" at x, y, a "bar" from x, y.
-
-    Args:
-        kind: "line", "band", "dot" or "bar".
-        color: class of its color.
-        path: of a line or band, SVG's `d`.
-        x, y, width, height: in pixels; a dot's width is its radius.
-        title: shown when the pointer rests on it.
-        style: further classes: "dashed", "thin", "soft".
-    """
-
-    kind: str
-    color: str
-    path: str = ""
-    x: float = 0.0
-    y: float = 0.0
-    width: float = 0.0
-    height: float = 0.0
-    title: str = ""
-    style: str = ""
+TEMPLATES = Path(__file__).parent / "templates"
+WIDE, NARROW, PANEL = (1080, 340), (330, 330), (400, 290)  # pixels: across a screen, across a telephone, half a screen
+LEFT, RIGHT = 46, 12  # margins in pixels
+LETTER, LONGEST = 6.8, 16  # pixels of a letter, letters of a tick's text
+COLORS = ("c1", "c2", "c3", "c4", "c5", "c6", "c7")
 
 
-@dataclass
-class Series:
-    """Values over the names of a line chart.
+@dataclass(frozen=True)
+class Axis:
+    """The figures along an axis, linear or logarithmic.
 
     Args:
-        label: in the legend.
-        values: one a name; None leaves a gap.
-        color, style: see Mark.
-        low, high: a band around the values.
-        titles: of the dots; by default name, label and value.
-    """
-
-    label: str
-    values: Sequence[float | None]
-    color: str
-    style: str = ""
-    low: Sequence[float | None] = ()
-    high: Sequence[float | None] = ()
-    titles: Sequence[str] = ()
-
-
-@dataclass
-class Point:
-    """A dot of a scatter chart: numbers on the axes, class of its color, title, pixels that it is moved to the side."""
-
-    x: float
-    y: float
-    color: str
-    title: str
-    aside: float = 0.0
-
-
-@dataclass
-class Scale:
-    """Numbers to pixels, linear or logarithmic.
-
-    Args:
-        low, high: numbers at the ends; a logarithmic scale needs positive ones.
-        start, end: pixels at the ends.
+        low, high: at its ends; figures beyond them are drawn at the ends.
+        label: beside it.
+        log: logarithmic; low is positive.
+        names: of the figures 0, 1, 2, ..., in place of ticks.
     """
 
     low: float
     high: float
-    start: float = 0.0
-    end: float = 1.0
+    label: str = ""
     log: bool = False
+    names: Sequence[str] = ()
 
-    def __call__(self, value: float) -> float:
-        low, high, value = (math.log(max(v, 1e-12)) if self.log else v for v in (self.low, self.high, value))
-        part = (value - low) / (high - low) if high > low else 0.5
-        return round(self.start + min(max(part, 0.0), 1.0) * (self.end - self.start), 1)
+    @classmethod
+    def around(cls, values: Sequence[float], label: str) -> "Axis":
+        """A logarithmic axis a little wider than the positive ones of some figures."""
+        positive = [value for value in values if value > 0] or [1.0]
+        return cls(min(positive) * 0.8, max(positive) * 1.25, label, log=True)
+
+    def part(self, value: float) -> float:
+        """Where a figure stands, from 0 at the low end to 1."""
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        values = log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high)
-        return [(self(value), f"{value:g}") for value in values]
+        """(figure, text) of round numbers, or of the names."""
+        if self.names:
+            return [(i, n if len(n) <= LONGEST else f"{n[: LONGEST - 1]}…") for i, n in enumerate(self.names)]
+        return [(value, f"{value:,g}") for value in round_numbers(self.low, self.high, self.log)]
 
 
-@dataclass
-class Chart:
-    """A chart, ready to be drawn.
+def round_numbers(low: float, high: float, log: bool = False) -> list[float]:
+    """About five round numbers between two numbers; over several powers of ten 1, 2, 5, 10, 20, ... or the powers."""
+    if log and high >= 10 * low:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        values = [m * 10.0**p for p in powers for m in ((1,) if len(powers) > 4 else (1, 2, 5))]
+        return [value for value in values if low * 0.999 <= value <= high * 1.001]
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= (high - low) / 5 * 0.999)
+    return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Figures of one color.
 
     Args:
-        label: what it shows, for those who do not see it; the title of a chart in a file of its own.
-        width, height: in pixels.
-        x_label, y_label: of the axes.
-        x_ticks, y_ticks: (pixel, text).
-        marks: in the order they are drawn.
-        legend: (color, style, text).
-        turned: x tick labels are turned, for want of room.
+        label: in the legend.
+        color: a CSS class: "main", "equal", one of COLORS.
+        y: the figures; NaN for none.
+        x: where they are; 0, 1, 2, ... by default.
+        titles: shown where the pointer rests on one; by default its name, the label and the figure.
+        low, high: of a band around them.
+        style: further CSS classes: "thin", "dashed".
     """
 
     label: str
-    width: int
-    height: int
-    x_label: str
-    y_label: str
-    x_ticks: list[tuple[float, str]] = field(default_factory=list)
-    y_ticks: list[tuple[float, str]] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
-    legend: list[tuple[str, str, str]] = field(default_factory=list)
-    turned: bool = False
-    bottom: int = BOTTOM
-
-    left = LEFT
-
-    @property
-    def right(self) -> int:
-        return self.width - RIGHT
-
-    @property
-    def base(self) -> int:
-        """Where the x axis is."""
-        return self.height - self.bottom
-
-    def scales(self, x: Scale, y: Scale) -> tuple[Scale, Scale]:
-        """Fit two scales to the chart's axes, with their ticks."""
-        x.start, x.end, y.start, y.end = LEFT, self.right, self.base, TOP
-        self.x_ticks, self.y_ticks = x.ticks(), y.ticks()
-        return x, y
+    color: str
+    y: Sequence[float]
+    x: Sequence[float] = ()
+    titles: Sequence[str] = ()
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    style: str = ""
 
 
-def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers between two numbers, about so many."""
-    if high <= low:
-        return [low]
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+class Chart:
+    """An SVG drawing with two axes and a legend; `line`, `dot` and `bar` draw into it.
+
+    Args:
+        label: what it shows, for those who do not see it.
+        x, y: the axes.
+        legend: series to explain.
+        size: width and height in pixels.
+    """
+
+    def __init__(self, label: str, x: Axis, y: Axis, legend: Sequence[Series] = (), size: tuple[int, int] = PANEL):
+        width, height = size
+        self.x, self.y, self.right = x, y, width - RIGHT
+        self.svg = Element("svg", {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": printable(label)})
+        self.top = self._legend(legend)
+        ticks = x.ticks()
+        longest = max(len(text) for _, text in ticks)
+        turned = longest * LETTER > (self.right - LEFT) / len(ticks)
+        self.base = height - (20 + int(longest * 4.6) if turned else 28) - (16 if x.label else 0)
+        for value, text in y.ticks():
+            self._add("path", "grid", d=f"M{LEFT},{self.py(value)}H{self.right}")
+            self._text(LEFT - 6, self.py(value) + 4, text, "end")
+        self._add("path", "axis", d=f"M{LEFT},{self.base}H{self.right}")
+        for value, text in ticks:
+            if turned:
+                self._text(self.px(value) + 4, self.base + 14, text, "end", turn=-40)
+            else:
+                self._text(self.px(value), self.base + 18, text)
+        self._text((LEFT + self.right) / 2, height - 5, x.label)
+        self._text(12, (self.top + self.base) / 2, y.label, turn=-90)
+
+    def px(self, value: float) -> float:
+        return round(LEFT + self.x.part(value) * (self.right - LEFT), 1)
+
+    def py(self, value: float) -> float:
+        return round(self.base - self.y.part(value) * (self.base - self.top), 1)
+
+    def line(self, points: Sequence[tuple[float, float]], kind: str, shift: float = 0.0, closed: bool = False) -> None:
+        """Join points (x, y), moved to the right by some pixels; those that are NaN are left out."""
+        places = [f"{round(self.px(x) + shift, 1)},{self.py(y)}" for x, y in points if not math.isnan(y)]
+        self._add("path", kind, d=f"M{'L'.join(places)}{'Z' if closed else ''}" if places else "")
+
+    def dot(self, x: float, y: float, color: str, title: str, radius: float = 3.5, shift: float = 0.0) -> None:
+        self._add("circle", f"dot {color}", title, cx=round(self.px(x) + shift, 1), cy=self.py(y), r=radius)
+
+    def bar(self, left: float, right: float, y: float, title: str, text: str = "") -> None:
+        """A bar with a text on its top; the pointer finds its title above it, too."""
+        x, width, top = self.px(left) + 1, round(self.px(right) - self.px(left) - 2, 1), min(self.py(y), self.base - 1)
+        size = {"x": x, "width": width}
+        self._add("rect", "bar main", y=top, height=round(self.base - top, 1), **size)
+        self._text(x + width / 2, top - 4, text, kind="count")
+        self._add("rect", "bar unseen", title, y=self.top, height=round(self.base - self.top, 1), **size)
+
+    def diagonal(self) -> None:
+        """Where x and y are equal; both axes have the same ends."""
+        self.line([(self.x.low, self.y.low), (self.x.high, self.y.high)], "line ink dashed")
+
+    def __html__(self) -> str:
+        """The drawing as it stands in a page; Jinja2 asks for it."""
+        return tostring(self.svg, encoding="unicode")
+
+    def file(self, title: str) -> bytes:
+        """The drawing as an SVG file, with lines of a title above it."""
+        _, _, width, height = map(int, self.svg.attrib["viewBox"].split())
+        lines = title.split("\n")
+        head = 12 + 20 * len(lines)
+        size = {"width": str(width), "height": str(height + head), "viewBox": f"0 {-head} {width} {height + head}"}
+        svg = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **size})
+        SubElement(svg, "style").text = (TEMPLATES / "charts.css").read_text()
+        SubElement(svg, "rect", {"class": "paper", "y": str(-head), "width": "100%", "height": "100%"})
+        for number, line in enumerate(lines):
+            place = {"x": "16", "y": str(24 + 20 * number - head)}
+            SubElement(svg, "text", {"class": "title", **place}).text = printable(line)
+        svg.extend(self.svg)
+        return tostring(svg, encoding="utf-8")
+
+    def _legend(self, series: Sequence[Series]) -> int:
+        """Lines and labels, in rows; returns where the chart below may begin."""
+        x, y = LEFT, 10
+        for each in series:
+            room = int(26 + LETTER * len(each.label))
+            if x > LEFT and x + room > self.right:
+                x, y = LEFT, y + 18
+            self._add("path", f"line {each.color} {each.style}", d=f"M{x},{y}h18")
+            self._text(x + 24, y + 4, each.label, "start", kind="legend")
+            x += room + 12
+        return y + 18 if series else y
+
+    def _text(self, x: float, y: float, text: str, anchor: str = "middle", turn: int = 0, kind: str = "tick") -> None:
+        if text:
+            place = {"transform": f"translate({x:g},{y:g}) rotate({turn})"} if turn else {"x": f"{x:g}", "y": f"{y:g}"}
+            SubElement(self.svg, "text", {"class": kind, "text-anchor": anchor, **place}).text = printable(text)
+
+    def _add(self, tag: str, kind: str, title: str = "", **attributes: str | float) -> None:
+        mark = SubElement(self.svg, tag, {"class": kind, **{key: str(value) for key, value in attributes.items()}})
+        if title:
+            SubElement(mark, "title").text = printable(title)
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20, ... between two positive numbers; powers of ten alone where that is enough."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1,) if len(powers) > 4 else (1, 2, 5)
-    return [m * 10.0**p for p in powers for m in steps if low * 0.999 <= m * 10.0**p <= high * 1.001]
-
-
-def path_of(points: Sequence[tuple[float, float] | None]) -> str:
-    """SVG's `d` of a line through points in pixels; None leaves a gap."""
-    parts, move = [], True
-    for point in points:
-        if point is not None:
-            parts.append(f"{'M' if move else 'L'}{point[0]:g},{point[1]:g}")
-        move = point is None
-    return "".join(parts)
-
-
-def wide_and_narrow(draw: Callable[[tuple[int, int]], Chart], height: int = WIDE[1]) -> list[Chart]:
-    """The same chart for a desktop and for a telephone, where shrinking would make its text too small to read."""
-    return [draw((WIDE[0], height)), draw((NARROW[0], min(height + 10, NARROW[1])))]
-
-
-def line_chart(
-    label: str, names: Sequence[str], series: Sequence[Series], y_label: str, size: tuple[int, int] = WIDE
-) -> Chart:
-    """Values over names, a line each; the names' order is theirs. The y axis shows the part of 0..100 that is used."""
-    room = (size[0] - LEFT - RIGHT) / len(names)
-    longest = max(map(len, names))
-    turned = longest * LETTER > room
-    bottom = 24 + int(min(longest, LONGEST) * 4.6) if turned else 28
-    chart = Chart(label, *size, "", y_label, turned=turned, bottom=bottom)
-    numbers = [v for s in series for v in (*s.values, *s.low, *s.high) if v is not None] or [0, 100]
-    margin = max(2.0, 0.08 * (max(numbers) - min(numbers)))
-    y = Scale(max(0.0, min(numbers) - margin), min(100.0, max(numbers) + margin), chart.base, TOP)
-    places = [round(LEFT + room * (i + 0.5), 1) for i in range(len(names))]
-    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
-    chart.x_ticks, chart.y_ticks = list(zip(places, shown, strict=True)), y.ticks()
-    for s in series:
-        if s.low:
-            ends = [*zip(places, s.high, strict=True), *reversed(list(zip(places, s.low, strict=True)))]
-            band = path_of([(x, y(v)) for x, v in ends if v is not None]) + "Z"
-            chart.marks.append(Mark("band", s.color, band))
-    for s in series:
-        points = [None if v is None else (x, y(v)) for x, v in zip(places, s.values, strict=True)]
-        chart.marks.append(Mark("line", s.color, path_of(points), style=s.style))
-        titles = s.titles or [f"{n}, {s.label}: {v or 0:.1f}" for n, v in zip(names, s.values, strict=True)]
-        radius = 2.0 if "thin" in s.style else 3.5
-        for point, title in zip(points, titles, strict=True):
-            if point is not None:
-                chart.marks.append(Mark("dot", s.color, x=point[0], y=point[1], width=radius, title=title))
-        chart.legend.append((s.color, s.style, s.label))
-    return chart
+def line_charts(label: str, names: Sequence[str], series: Sequence[Series], y_label: str) -> list[Chart]:
+    """Percentages over names, a line a series, side by side where they meet: for a screen and for a telephone."""
+    figures = [v for s in series for v in (*s.y, *s.low, *s.high) if not math.isnan(v)]
+    margin = max(2.0, 0.08 * (max(figures) - min(figures)))
+    x = Axis(-0.5, len(names) - 0.5, names=names)
+    y = Axis(max(0.0, min(figures) - margin), min(100.0, max(figures) + margin), y_label)
+    charts = [Chart(label, x, y, series, size) for size in (WIDE, NARROW)]
+    for chart in charts:
+        step = min(4.0, 0.4 * (chart.right - LEFT) / len(names) / len(series))
+        for number, s in enumerate(series):
+            shift = step * (number - (len(series) - 1) / 2)
+            if s.low:
+                ends = [*enumerate(s.high), *reversed(list(enumerate(s.low)))]
+                chart.line(ends, f"band {s.color}", shift, closed=True)
+            chart.line(list(enumerate(s.y)), f"line {s.color} {s.style}", shift)
+            for place, (name, value) in enumerate(zip(names, s.y, strict=True)):
+                if not math.isnan(value):
+                    band = f" ({s.low[place]:.1f} to {s.high[place]:.1f})" if s.low else ""
+                    title = f"{name}, {s.label}: {value:.1f} %{band}"
+                    chart.dot(place, value, s.color, title, 2.0 if "thin" in s.style else 3.5, shift)
+    return charts
 
 
 def scatter_chart(
-    label: str,
-    points: Sequence[Point],
-    x_label: str,
-    y_label: str,
-    x: Scale,
-    y: Scale,
-    legend: Sequence[tuple[str, str, str]] = (),
-    size: tuple[int, int] = SMALL,
-    diagonal: bool = False,
+    label: str, series: Sequence[Series], x: Axis, y: Axis, diagonal: bool = False, size: tuple[int, int] = PANEL
 ) -> Chart:
-    """Dots over two axes; `diagonal` draws the line of equal x and y."""
-    chart = Chart(label, *size, x_label, y_label, legend=list(legend))
-    x, y = chart.scales(x, y)
-    radius = 4.0 if len(points) <= 250 else 3.0
+    """Dots of several series; those at the same place are drawn side by side."""
+    chart = Chart(label, x, y, series if len(series) > 1 else (), size)
     if diagonal:
-        ends = [(x(value), y(value)) for value in (max(x.low, y.low), min(x.high, y.high))]
-        chart.marks.append(Mark("line", "ink", path_of(ends), style="dashed thin"))
-    chart.marks += [
-        Mark("dot", p.color, x=x(p.x) + p.aside, y=y(p.y), width=radius, title=p.title, style="soft") for p in points
-    ]
-    return chart
-
-
-def bin_chart(
-    label: str,
-    rows: Sequence[tuple[str, str, Sequence[float]]],
-    titles: Sequence[str],
-    x_label: str,
-    y_label: str,
-    top: float = 100,
-    diagonal: bool = False,
-) -> Chart:
-    """Bars over equal bins from 0 to 100, each further row narrower and in front.
-
-    Args:
-        rows: (color, text of the legend, values), one value a bin.
-        titles: of each bin; empty where it holds nothing.
-        top: end of the y axis.
-        diagonal: draw the line from 0 to 100.
-    """
-    legend = [(color, "", text) for color, text, _ in rows] if len(rows) > 1 else []
-    chart = Chart(label, *SMALL, x_label, y_label, legend=legend)
-    x, y = chart.scales(Scale(0, 100), Scale(0, top))
-    room = 100 / len(titles)
-    for k, title in enumerate(titles):
-        if title:
-            left, right = x(room * k) + 1, x(room * (k + 1)) - 1
-            for number, (color, _, values) in enumerate(rows):
-                inset, height = number * (right - left) / 4, max(chart.base - y(values[k]), 1.0)
-                bar = Mark(
-                    "bar", color, "", left + inset, round(chart.base - height, 1), right - left - 2 * inset, height
-                )
-                chart.marks.append(bar)
-            # So that low bars can be pointed at, too.
-            chart.marks.append(Mark("bar", "unseen", "", left, TOP, right - left, chart.base - TOP, title))
-    if diagonal:
-        chart.marks.append(Mark("line", "ink", path_of([(x(0), y(0)), (x(100), y(100))]), style="dashed"))
+        chart.diagonal()
+    radius = 4.0 if sum(len(s.y) for s in series) <= 250 else 3.0
+    for number, s in enumerate(series):
+        shift = radius * (number - (len(series) - 1) / 2)
+        for at, value, title in zip(s.x, s.y, s.titles, strict=True):
+            chart.dot(at, value, f"{s.color} soft", title, radius, shift)
     return chart

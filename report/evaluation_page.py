@@ -1,28 +1,21 @@
 """report.html of an evaluation: what it says in one sentence, tables with intervals, charts and example pictures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from evaluation.outcomes import Outcomes, Thumbnails
-from model.metric import calibration_error, reliability
-from report.charts import Chart
-from report.figures import (
-    MOST_DOTS,
-    accuracy_charts,
-    adapted_series,
-    class_chart,
-    class_shares,
-    mix_chart,
-    reliability_chart,
-    weight_charts,
-)
+from evaluation.results import DistributionResult, Results
+from model.metric import calibration_error, class_hits, reliability
+from report.charts import Axis, Chart, Series, line_charts
+from report.figures import class_chart, class_groups, expert_color, mix_chart, weight_charts
 from report.html_page import THUMBNAIL, Picture, checkpoint_settings, render
+from report.verdict import compared, evaluation_verdict
 
-JOBS = {"test": "Evaluation", "test_all": "Evaluation", "test_train": "Adaptation"}
 METHODS = {
     "PriorAggregator": "Prior estimation",
     "GivenPriorAggregator": "The given prior",
@@ -32,209 +25,133 @@ WORST = 10  # classes that are named
 CONFUSIONS, EXAMPLES = 6, 4  # pairs of classes, and pictures of each
 MOST_PICTURES = 240  # on a page
 
-Pair = tuple[Outcomes, Outcomes | None]
 
-
-def evaluation_page(
-    content: Mapping[str, Any], outcomes: Mapping[str, Pair], thumbnails: Thumbnails | None = None
-) -> bytes:
-    """The page of an evaluation.
-
-    Args:
-        content: of results.json.
-        outcomes: name of a distribution -> image by image, and of equal weights where adaptation is compared with them;
-            what needs them is left out where there are none.
-        thumbnails: shows test images; without, there are no pictures.
-    """
-    entries = content["distributions"]
-    method = method_name(content) if compared(entries) else "Equal weights"
-    chosen = next((name for name in ("uniform", *outcomes) if name in outcomes), None)
-    classes = content.get("classes")
-    panels = []
-    if classes:
-        examples = min(EXAMPLES, MOST_PICTURES // max(1, CONFUSIONS * len(outcomes)))
-        dots = len(classes["names"]) * len(outcomes) <= MOST_DOTS
-        for name, pair in outcomes.items():
-            panels.append(
-                {
-                    "name": name,
-                    "checked": name == chosen,
-                    **panel(entries[name], pair, classes, method, dots),
-                    **mistakes(pair[0], classes, thumbnails, examples),
-                }
-            )
+def evaluation_page(results: Results, job: str) -> bytes:
+    """The page of an evaluation; `job` made it."""
+    entries, method, classes = results.distributions, method_of(results), results.classes
+    shown = {name: result for name, result in entries.items() if classes and result.outcomes}
+    chosen = "uniform" if "uniform" in shown else next(iter(shown), None)
+    examples = min(EXAMPLES, MOST_PICTURES // max(1, CONFUSIONS * len(shown)))
+    panels = [
+        {
+            "name": name,
+            "checked": name == chosen,
+            **panel(result, classes, method.lower(), len(shown)),
+            **mistakes(result.outcomes, classes, results.thumbnails, examples),
+        }
+        for name, result in shown.items()
+    ]
+    kind, name = "Adaptation" if job == "test_train" else "Evaluation", results.config.get("name", "")
+    top1 = [(entry.top1, entry.equal_weights_top1) for entry in entries.values()]
     return render(
         "evaluation.html",
-        title=f"{JOBS.get(content['job'], 'Evaluation')} of {content['config'].get('name', 'a network')}",
-        kind=f"{JOBS.get(content['job'], 'Evaluation')} · {content['config'].get('name', '')}",
-        verdict=verdict(entries, method),
-        lead=lead(entries, method),
-        remark=content.get("remark"),
-        notes=[f"{name}: {note}" for name, e in entries.items() if (note := (e.get("learning") or {}).get("note"))],
-        table=table_rows(entries),
+        title=f"{kind} of {name or 'a network'}",
+        kind=f"{kind} · {name}",
+        verdict=evaluation_verdict(entries, method),
+        means=np.array(top1, dtype=float).mean(axis=0).tolist(),
+        remark=results.remark,
+        entries=entries,
         compared=compared(entries),
-        method=method,
-        accuracy=accuracy_charts(list(entries), adapted_series(entries, method)),
-        weights=learned_weight_charts(entries),
+        method=method.lower(),
+        accuracy=accuracy_charts(results),
+        weights=learned_weight_charts(results),
         panels=panels,
-        settings=settings_of(content),
-        config=json.dumps(content["config"], indent=2),
+        settings=[
+            ("protocol", results.protocol),
+            *checkpoint_settings(results.checkpoint.to_json()),
+            *(("seed", results.seed), ("torch", results.torch), ("device", results.device)),
+            (
+                "intervals",
+                "95 %; of accuracies by Wilson's score, of differences by a bootstrap over the images, which both "
+                "predictions share",
+            ),
+        ],
+        config=json.dumps(results.config, indent=2),
     )
 
 
-def compared(entries: Mapping[str, Mapping]) -> bool:
-    """Whether adaptation is compared with equal weights."""
-    return any(entry.get("difference_to_equal_weights") for entry in entries.values())
-
-
-def method_name(content: Mapping[str, Any]) -> str:
-    kind = (content["config"].get("aggregator") or {}).get("type", "Adaptation")
+def method_of(results: Results) -> str:
+    """What predicts, in words."""
+    if not compared(results.distributions):
+        return "Equal weights"
+    kind = (results.config.get("aggregator") or {}).get("type", "Adaptation")
     return METHODS.get(kind, kind)
 
 
-def verdict(entries: Mapping[str, Mapping], method: str) -> str:
-    """What the evaluation says, in one sentence."""
-    if not compared(entries):
-        return accuracy_verdict(entries)
-    differences = {
-        name: d for name, entry in entries.items() if (d := entry.get("difference_to_equal_weights")) is not None
-    }
-    gains = {name: d["points"] for name, d in differences.items() if d["interval"][0] > 0}
-    losses = {name: -d["points"] for name, d in differences.items() if d["interval"][1] < 0}
-    count = len(differences)
-    if not gains and not losses:
-        if count == 1:
-            ((name, d),) = differences.items()
-            low, high = d["interval"]
-            return (
-                f"{method} makes no difference beyond chance on {name}: {signed(d['points'])} points "
-                f"(95 % interval {signed(low)} to {signed(high)})."
-            )
-        return f"{method} makes no difference beyond chance on any of the {count} distributions."
-    if not gains:
-        name = max(losses, key=losses.__getitem__)
-        text = f"{method} loses {losses[name]:.1f} points on {name}"
-        if len(losses) > 1:
-            text = f"{method} loses on {len(losses)} of {count} distributions ({losses[name]:.1f} points on {name})"
-        return f"{text} and gains nothing beyond chance: equal weights are better here."
-    name = max(gains, key=gains.__getitem__)
-    text = f"{method} gains {gains[name]:.1f} points on {name}"
-    if losses:
-        worst = max(losses, key=losses.__getitem__)
-        also = f" ({len(losses)} of {count} distributions lose, {len(gains)} gain)" if count > 2 else ""
-        return f"{text}, but loses {losses[worst]:.1f} points on {worst}{also}."
-    if count == 1:
-        low, high = differences[name]["interval"]
-        return f"{text} (95 % interval {signed(low)} to {signed(high)})."
-    if len(gains) == count:
-        return f"{text} and gains on all {count} distributions."
-    return f"{text} and loses nothing beyond chance on the other {count - 1}; {len(gains)} of {count} gain."
-
-
-def accuracy_verdict(entries: Mapping[str, Mapping]) -> str:
-    name = "uniform" if "uniform" in entries else next(iter(entries))
-    entry = entries[name]
-    what = "the balanced test images" if name == "uniform" and len(entries) > 1 else f"the images of {name}"
-    text = f"{entry['top1']:.1f} % of {what} are classified correctly"
-    if interval := entry.get("top1_interval"):
-        text += f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f})"
-    if len(entries) == 1:
-        return f"{text}."
-    low, high = (pick(entries, key=lambda n: entries[n]["top1"]) for pick in (min, max))
-    return f"{text}: from {entries[low]['top1']:.1f} % on {low} to {entries[high]['top1']:.1f} % on {high} elsewhere."
-
-
-def lead(entries: Mapping[str, Mapping], method: str) -> str:
-    """What stands below the verdict."""
-    parts = []
-    if len(entries) > 1:
-        mean = np.mean([entry["top1"] for entry in entries.values()])
-        text = f"Mean over {len(entries)} test class distributions: {mean:.1f} %"
-        if compared(entries):
-            equal = np.mean([entry["equal_weights_top1"] for entry in entries.values()])
-            text += f" ({method.lower()}), {equal:.1f} % (equal weights)"
-        parts.append(f"{text}.")
-    if compared(entries):
-        parts.append(
-            "A difference counts as beyond chance where its 95 % interval does not contain 0; one interval in twenty "
-            "misses by chance."
-        )
-    return " ".join(parts)
-
-
-def one(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
-
-
-def signed(value: float) -> str:
-    """With one decimal and its sign; zero has none."""
-    text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
-
-
-def table_rows(entries: Mapping[str, Mapping]) -> list[dict[str, Any]]:
-    """The table as text: a dictionary a distribution."""
-    rows = []
-    for name, entry in entries.items():
-        interval, difference = entry.get("top1_interval"), entry.get("difference_to_equal_weights")
-        low, high = difference["interval"] if difference else (0.0, 0.0)
-        rows.append(
-            {
-                "name": name,
-                "images": f"{entry['images']:,}",
-                "top1": one(entry["top1"]),
-                "interval": f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else "",
-                "equal": one(entry.get("equal_weights_top1")),
-                "difference": signed(difference["points"]) if difference else "–",
-                "difference_interval": f"{signed(low)} to {signed(high)}" if difference else "",
-                "mood": "good" if low > 0 else "bad" if high < 0 else "",
-                "more": [
-                    one(entry.get(key))
-                    for key in ("many", "medium", "few", "balanced_accuracy", "macro_f1", "expected_calibration_error")
-                ],
-            }
-        )
-    return rows
-
-
-def learned_weight_charts(entries: Mapping[str, Mapping]) -> list[Chart]:
-    """Expert weights over the distributions, for wide and narrow screens; none where nothing was learned of them."""
-    weights = [entry.get("weights") for entry in entries.values()]
-    if not compared(entries) or any(w is None or None in w for w in weights):
+def accuracy_charts(results: Results) -> list[Chart]:
+    """Top-1 with its interval over several distributions, beside single experts and equal weights."""
+    entries = list(results.distributions.values())
+    if len(entries) < 2:
         return []
-    return weight_charts("Expert weights over the test class distributions", list(entries), weights)
+    experts = np.array([entry.experts_top1 for entry in entries]).T
+    series = [
+        Series(f"expert {e + 1} alone", expert_color(e), values.tolist(), style="thin dashed")
+        for e, values in enumerate(experts)
+        if len(experts) > 1
+    ]
+    if compared(results.distributions):
+        series.append(Series("equal weights", "equal", [entry.equal_weights_top1 for entry in entries]))
+    low, high = zip(*(entry.metrics["top1_interval"] for entry in entries), strict=True)
+    series.append(Series(method_of(results).lower(), "main", [entry.top1 for entry in entries], low=low, high=high))
+    label = "Top-1 accuracy over the test class distributions"
+    return line_charts(label, list(results.distributions), series, "top-1 accuracy (%)")
 
 
-def panel(entry: Mapping[str, Any], pair: Pair, classes: Mapping[str, list], method: str, dots: bool) -> dict[str, Any]:
-    """The charts of one distribution."""
-    outcomes, equal = pair
-    names, counts = classes["names"], classes["training_images"]
+def learned_weight_charts(results: Results) -> list[Chart]:
+    """Expert weights over several distributions, where they were learned."""
+    weights = [result.weights or [None] for result in results.distributions.values()]
+    if len(weights) < 2 or not compared(results.distributions) or any(None in w for w in weights):
+        return []
+    return weight_charts(list(results.distributions), np.array(weights))
+
+
+def panel(result: DistributionResult, classes: Mapping[str, list], method: str, panels: int) -> dict[str, Any]:
+    """The charts of one of several distributions, and what stands above them."""
+    outcomes, equal, number = result.outcomes, result.equal_outcomes, len(classes["names"])
     bins = reliability(outcomes.confidence, outcomes.correct)
     surplus = 100 * float((outcomes.confidence - outcomes.correct.double()).mean())
     calibration = f"Calibration error {calibration_error(bins):.1f} points"
-    rows = [(method.lower(), "main", entry.get("per_class_accuracy") or [None] * len(names))]
     if equal is not None:
-        error = calibration_error(reliability(equal.confidence, equal.correct))
-        calibration += f" (equal weights {error:.1f})"
-        total = torch.bincount(equal.targets, minlength=len(names))
-        hits = torch.bincount(equal.targets[equal.correct], minlength=len(names))
-        before = [100 * h / n if n else None for h, n in zip(hits.tolist(), total.tolist(), strict=True)]
-        rows.insert(0, ("equal weights", "equal", before))
-    calibration += f"; on average the network is {abs(surplus):.1f} points too {'sure' if surplus > 0 else 'unsure'}."
-    true, prior = class_shares(outcomes.targets, len(names)), (entry.get("learning") or {}).get("prior")
-    found = torch.tensor(prior, dtype=torch.float64) if prior else class_shares(outcomes.prediction, len(names))
-    distance = 50 * float((true - found).abs().sum())
-    what = "Estimated" if prior else "Predicted"
+        calibration += f" (equal weights {calibration_error(reliability(equal.confidence, equal.correct)):.1f})"
+    accuracies = {} if equal is None else {"equal weights": class_accuracy(equal, number)}
+    accuracies[method] = class_accuracy(outcomes, number)
+    true, predicted = (
+        torch.bincount(classes, minlength=number).numpy() / result.images
+        for classes in (outcomes.targets, outcomes.prediction)
+    )
+    prior = (result.learning or {}).get("prior")
+    found, label = (np.array(prior), "estimated") if prior else (predicted, "predicted")
+    moved, groups = 50 * np.abs(true - found).sum(), class_groups(classes, panels)
     return {
-        "images": f"{entry['images']:,}",
-        "per_class": class_chart(rows, names, counts, dots),
-        "per_class_note": "" if dots else "Each dot is the mean of classes with about as many training images.",
+        "images": f"{result.images:,}",
+        "per_class": class_chart(accuracies, {"equal weights": "equal"} | {method: "main"}, classes, panels),
+        "means": len(groups) < number,
         "reliability": reliability_chart(bins),
-        "calibration": calibration,
-        "mix": mix_chart("Class mix of the test images", names, true, found, "true share", f"{what.lower()} share"),
-        "mix_title": f"{what} and true class mix",
-        "mix_note": f"{distance:.1f} % of the images would have to change class to make the two equal.",
+        "calibration": f"{calibration}; on average the network is {abs(surplus):.1f} points too "
+        f"{'sure' if surplus > 0 else 'unsure'}. Above the bars: images.",
+        "mix": mix_chart(found, true, (label, "true"), groups),
+        "mix_title": f"{label.capitalize()} over true class mix",
+        "mix_note": f"{moved:.1f} % of the images would have to change class to make the two equal.",
     }
+
+
+def class_accuracy(outcomes: Outcomes, classes: int) -> np.ndarray:
+    """In percent, [C]; NaN for a class without an image."""
+    hits, total = class_hits(outcomes.prediction, outcomes.targets, classes)
+    return (100 * hits.double() / total).numpy()
+
+
+def reliability_chart(bins: torch.Tensor) -> Chart:
+    """Accuracy over confidence, of `reliability` [K, 3], with the number of images above each bar."""
+    chart = Chart("Accuracy over confidence", Axis(0, 100, "confidence (%)"), Axis(0, 100, "accuracy (%)"))
+    for k, (images, confidence, correct) in enumerate(bins.tolist()):
+        if images:
+            confidence, accuracy = 100 * confidence / images, 100 * correct / images
+            title = f"{images:.0f} images: confidence {confidence:.1f} %, accuracy {accuracy:.1f} %"
+            short = f"{images:.0f}" if images < 1000 else f"{images / 1000:.2g}k"
+            chart.bar(100 * k / len(bins), 100 * (k + 1) / len(bins), accuracy, title, short)
+    chart.diagonal()
+    return chart
 
 
 def mistakes(
@@ -242,68 +159,34 @@ def mistakes(
 ) -> dict[str, Any]:
     """The classes with the lowest accuracy, and the pairs that are confused most often, with pictures."""
     names, counts = classes["names"], classes["training_images"]
-    number = len(names)
-    targets, prediction = outcomes.targets.numpy(), outcomes.prediction.numpy()
-    wrong = targets != prediction
-    keys, times = np.unique(targets[wrong].astype(np.int64) * number + prediction[wrong], return_counts=True)
-    total = np.bincount(targets, minlength=number)
-    correct = np.bincount(targets[~wrong], minlength=number)
-    taken = {}  # class -> what it is most often taken for, and how often
-    for place in np.lexsort((keys, -times)):
-        taken.setdefault(int(keys[place]) // number, (int(keys[place]) % number, int(times[place])))
-    present = np.flatnonzero(total)
-    order = present[np.lexsort((present, -total[present], correct[present] / total[present]))]
+    images = pd.DataFrame({key: value.numpy() for key, value in vars(outcomes).items()})
+    wrong = images[images["targets"] != images["prediction"]].sort_values("confidence", ascending=False, kind="stable")
+    pairs = wrong.groupby(["targets", "prediction"])
+    times = pairs.size().sort_values(ascending=False, kind="stable")
+    taken = times.reset_index(name="times").drop_duplicates("targets").set_index("targets")  # for what, most often
+    total = images.groupby("targets").size()
+    accuracy = images["prediction"].eq(images["targets"]).groupby(images["targets"]).mean()
+    lowest = pd.DataFrame({"accuracy": 100 * accuracy, "images": total}).loc[taken.index.sort_values()]
+    lowest = lowest.sort_values(["accuracy", "images"], ascending=[True, False], kind="stable").head(WORST)
     worst = [
         {
             "name": names[c],
             "training": f"{counts[c]:,}",
-            "images": f"{total[c]:,}",
-            "accuracy": f"{100 * correct[c] / total[c]:.1f}",
-            "taken": f"{names[taken[c][0]]} ({taken[c][1]})" if c in taken else "–",
+            "images": f"{row.images:,.0f}",
+            "accuracy": f"{row.accuracy:.1f}",
+            "taken": f"{names[taken.prediction[c]]} ({taken.times[c]})",
         }
-        for c in map(int, order[:WORST])
-        if correct[c] < total[c]
+        for c, row in lowest.iterrows()
     ]
     confusions = []
-    for place in np.lexsort((keys, -times))[:CONFUSIONS]:
-        true, guess = divmod(int(keys[place]), number)
-        own = np.flatnonzero((targets == true) & (prediction == guess))
-        own = own[np.argsort(-outcomes.confidence.numpy()[own], kind="stable")][:examples]
-        confusions.append(
-            {
-                "true": names[true],
-                "guess": names[guess],
-                "times": f"{times[place]} of {total[true]} images",
-                "pictures": pictures(outcomes, own, names, thumbnails),
-            }
-        )
+    for (true, guess), number in times.head(CONFUSIONS).items():
+        shown = pairs.get_group((true, guess)).head(examples)
+        found = thumbnails(shown["indices"].tolist(), THUMBNAIL) if thumbnails and examples else []
+        texts = [
+            f"image {index}: {names[true]}, taken for {names[guess]} ({100 * confidence:.0f} %)"
+            for index, confidence in zip(shown["indices"], shown["confidence"], strict=True)
+        ]
+        pictures = [Picture.of(image, text) for image, text in zip(found, texts) if image]
+        times_of = f"{number} of {total[true]} images"
+        confusions.append({"true": names[true], "guess": names[guess], "times": times_of, "pictures": pictures})
     return {"worst": worst, "confusions": confusions}
-
-
-def pictures(
-    outcomes: Outcomes, places: np.ndarray, names: Sequence[str], thumbnails: Thumbnails | None
-) -> list[Picture]:
-    """Pictures of the images at some places of the outcomes."""
-    if thumbnails is None or not len(places):
-        return []
-    found = thumbnails(outcomes.indices.numpy()[places].tolist(), THUMBNAIL)
-    texts = [
-        f"image {int(outcomes.indices[i])}: {names[int(outcomes.targets[i])]}, taken for "
-        f"{names[int(outcomes.prediction[i])]} ({100 * float(outcomes.confidence[i]):.0f} %)"
-        for i in places
-    ]
-    return [Picture.of(image, text) for image, text in zip(found, texts, strict=True) if image is not None]
-
-
-def settings_of(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How the figures were made, name by name."""
-    rows = [("protocol", content["protocol"]), *checkpoint_settings(content["checkpoint"])]
-    rows += [("seed", str(content["seed"])), ("torch", content["torch"]), ("device", content["device"])]
-    rows.append(
-        (
-            "intervals",
-            "95 %; of accuracies by Wilson's score, of differences by a bootstrap over the images, which both "
-            "predictions share",
-        )
-    )
-    return rows

@@ -1,6 +1,6 @@
-"""Files that stand alone: HTML pages with their styles, charts and pictures, no script, nothing from a network; SVG.
+"""Pages that stand alone: one HTML file with its styles, charts and pictures, no script, nothing from a network.
 
-Text of strangers (class names, file names) is escaped by Jinja2; a page's own policy allows no script whatever it
+Text of strangers (class names, file names) is escaped by Jinja2; the page's own policy allows no script whatever it
 contains.
 """
 
@@ -8,38 +8,40 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from report.charts import LETTER, Chart
+from report.charts import TEMPLATES
+from report.verdict import one, signed
 
 THUMBNAIL = 64  # pixels, longest side
 LARGEST_PNG = 32  # pixels: below it PNG is sharp and hardly larger than JPEG
 
 
 def render(template: str, **context: Any) -> bytes:
-    """A file from report/templates."""
+    """A page from report/templates."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"one": one, "signed": signed}
     # Names of files may hold bytes that are no UTF-8.
     return environment.get_template(template).render(**context).encode("utf-8", errors="replace")
 
 
-def svg_file(chart: Chart) -> bytes:
-    """A chart as an SVG file, with its title and legend."""
-    legend, x = [], 12
-    for color, style, text in chart.legend:
-        legend.append((x, color, style, text))
-        x += 40 + int(LETTER * len(text))
-    return render("chart.svg", chart=chart, legend=legend)
+def checkpoint_settings(checkpoint: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which checkpoint it was, name by name, from `CheckpointRecord.to_json`."""
+    rows = [
+        ("checkpoint", f"{checkpoint['path']}, epoch {checkpoint['epoch']} ({checkpoint['selected_by']})"),
+        ("SHA-256", checkpoint["sha256"]),
+    ]
+    digests = checkpoint.get("fingerprint") or {}
+    return rows + [(f"training {part}", f"digest {value}") for part, value in digests.items()]
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,6 @@ class Picture:
     @classmethod
     def of(cls, image: Image.Image, title: str) -> "Picture":
         tiny, buffer = max(image.size) <= LARGEST_PNG, io.BytesIO()
-        options = {"format": "PNG", "optimize": True} if tiny else {"format": "JPEG", "quality": 80}
-        image.save(buffer, **options)
+        image.save(buffer, **({"format": "PNG", "optimize": True} if tiny else {"format": "JPEG", "quality": 80}))
         data = base64.b64encode(buffer.getvalue()).decode()
         return cls(f"data:image/{'png' if tiny else 'jpeg'};base64,{data}", title, tiny)
-
-
-def checkpoint_settings(checkpoint: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Which checkpoint a page is about, name by name, from `CheckpointRecord.to_json`."""
-    rows = [
-        ("checkpoint", f"{checkpoint['path']}, epoch {checkpoint['epoch']} ({checkpoint['selected_by']})"),
-        ("SHA-256", checkpoint["sha256"]),
-    ]
-    return rows + [(f"training {part}", f"digest {v}") for part, v in (checkpoint.get("fingerprint") or {}).items()]

@@ -1,4 +1,4 @@
-"""Tables of results as text, for the console and for Markdown; they take whatever columns there are."""
+"""Tables of results as text: for Markdown and the console, whatever columns there are."""
 
 import re
 

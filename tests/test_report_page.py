@@ -1,8 +1,8 @@
 """report.html: what it says, that it holds whatever names it is given, and how it looks to a browser."""
 
-import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,14 @@ from torch import Tensor
 from comparison.tables import cost_table, records
 from evaluation.evaluation import Scorer
 from evaluation.outcomes import Outcomes
-from evaluation.results import CheckpointRecord, Predictions, Results
-from report import evaluation_page, figures, prediction_page
-from report.charts import linear_ticks, log_ticks
-from report.comparison_page import Cell, Evaluated, comparison_page, verdict
+from evaluation.results import CheckpointRecord, DistributionResult, Predictions, Results
+from report.charts import Chart, round_numbers
+from report.comparison_page import Evaluated, comparison_page, leading
+from report.evaluation_page import MOST_PICTURES, evaluation_page, mistakes, panel
+from report.figures import counts_chart
+from report.prediction_page import prediction_page
 from report.save import save_results
+from report.verdict import comparison_verdict, evaluation_verdict, prediction_verdict
 
 EVIL = "<script>document.title='gone'</script>"
 CHECKPOINT = CheckpointRecord("runs/<b>last</b>.pth", "ab" * 32, 3, "the last so far", {"labels": "cd" * 16})
@@ -68,7 +71,7 @@ def made_prediction() -> bytes:
         "aggregator": {"type": "PriorAggregator", "args": {}},
         "averaged_views": 4,
     }
-    return prediction_page.prediction_page(predictions, list(range(20, 0, -1)), record, thumbnails)
+    return prediction_page(predictions, list(range(20, 0, -1)), record, thumbnails)
 
 
 def made_comparison() -> bytes:
@@ -174,7 +177,7 @@ def test_a_distribution_is_chosen_without_a_script(pages, tab):
     page.locator(".choice label", has_text="backward10").click()
     assert page.locator(".panel >> visible=true").inner_text().startswith("backward10, 600 images")
     title = page.locator(".panel3 .per-class circle").last.text_content()
-    assert title.startswith("class 11: 1 training images, accuracy ") and title.endswith("(prior estimation)")
+    assert title.startswith("class 11, 1 training images: accuracy ") and title.endswith("(prior estimation)")
 
 
 def test_the_page_holds_no_markup_of_strangers(pages):
@@ -184,9 +187,9 @@ def test_the_page_holds_no_markup_of_strangers(pages):
         assert "default-src 'none'" in text and "http" not in text.replace("http-equiv", "")
 
 
-def entries(**differences: tuple[float, float, float]) -> dict:
+def adapted(**differences: tuple[float, float, float]) -> dict[str, DistributionResult]:
     return {
-        name: {"top1": 50.0, "difference_to_equal_weights": {"points": points, "interval": [low, high]}}
+        name: DistributionResult(9, {}, [], difference_to_equal_weights={"points": points, "interval": [low, high]})
         for name, (points, low, high) in differences.items()
     }
 
@@ -205,72 +208,66 @@ def entries(**differences: tuple[float, float, float]) -> dict:
     ],
 )
 def test_the_verdict_counts_what_is_beyond_chance(differences, expected):
-    assert expected in evaluation_page.verdict(entries(**differences), "It")
+    assert expected in evaluation_verdict(adapted(**differences), "It")
 
 
 def test_the_verdict_of_an_evaluation_alone():
-    one = {"top1": 48.8, "top1_interval": [47.8, 49.8]}
-    assert evaluation_page.verdict({"uniform": one}, "") == (
+    def result(top1: float) -> DistributionResult:
+        return DistributionResult(9, {"top1": top1, "top1_interval": [47.8, 49.8]}, [])
+
+    assert evaluation_verdict({"uniform": result(48.8)}, "") == (
         "48.8 % of the images of uniform are classified correctly (95 % interval 47.8 to 49.8)."
     )
-    text = evaluation_page.verdict({"a": {"top1": 58.4}, "uniform": one, "b": {"top1": 36.6}}, "")
+    text = evaluation_verdict({"a": result(58.4), "uniform": result(48.8), "b": result(36.6)}, "")
     assert "of the balanced test images" in text and "from 36.6 % on b to 58.4 % on a elsewhere" in text
 
 
-def test_files_of_before_and_single_experts_make_a_page():
-    old = {"images": 10, "top1": 62.5, "many": 70.0, "medium": None, "few": 1.0, "experts_top1": [62.5]}
-    content = {**Results(CHECKPOINT, "p", 1, "2", "cpu", {}).to_json(), "job": "test", "distributions": {"a": old}}
-    text = evaluation_page.evaluation_page(content, {}).decode()
-    assert "62.5\u00a0% of the images of a are classified correctly." in text and "A closer look" not in text
+def test_the_verdict_of_a_comparison():
+    def verdict(**rows: list[float]) -> str:
+        mean = pd.DataFrame(rows).T.rename(columns=lambda i: f"d{i}").rename_axis("row").rename_axis("d", axis=1)
+        return comparison_verdict(mean, leading(pd.DataFrame({"mean": mean.stack(), "variance": 2.0})))
+
+    text = verdict(a=[50.0, 60.0], b=[40.0, 59.5])
+    assert text.startswith("a is 5.2 points ahead of b in the mean over 2 distributions; ")
+    assert text.endswith("beyond chance it leads on 1 of them and is behind on none.")
+    assert verdict(a=[50.0, 60.0], b=[65.0, 42.0]).endswith("leads on 1 of them and is behind on 1 (d0).")
+    assert verdict(a=[50.0], b=[49.0]) == "a is 1.0 points ahead of b in d0, not beyond chance."
+    text = verdict(a=[50.0, 60.0], b=[50.0, 60.0])
+    assert text.startswith("a and b are equal in the mean over 2") and "the first leads on none" in text
+    assert verdict(a=[50.0]) == "a has 50.0 % in d0."
+
+
+def test_the_verdict_of_a_prediction_names_classes_of_which_there_are_images():
+    assert prediction_verdict(1200, [("ant", 900.4), ("bee", 299.0), ("cat", 0.4)], 3.04) == (
+        "1,200 images, mostly ant (about 900) and bee (about 299); 3.0 % are predicted with less than 50 % confidence."
+    )
+    assert prediction_verdict(1, [("ant", 0.7), ("bee", 0.3)], 0.0).startswith("1 image, mostly ant (about 1); 0.0 %")
+    assert prediction_verdict(1, [("ant", 0.4)], 0.0) == "1 image; 0.0 % are predicted with less than 50 % confidence."
 
 
 def test_with_many_classes_dots_are_means_and_the_page_stays_small():
-    results = made_results(classes=1000, images=3000, distributions=5)
-    outcomes = {name: (r.outcomes, r.equal_outcomes) for name, r in results.distributions.items()}
-    content = {"job": "test_train", **results.to_json()}
-    page = evaluation_page.evaluation_page(content, outcomes, thumbnails)
-    assert b"classes of 1 to 1 images, mean" in page and len(page) < 3_000_000
-    assert page.count(b"<img ") <= evaluation_page.MOST_PICTURES
-
-
-def test_worst_classes_and_confusions_are_counted():
-    results = made_results()
-    outcomes = results.distributions["uniform"].outcomes
-    found = evaluation_page.mistakes(outcomes, results.classes, None, 4)
-    table = torch.zeros(12, 12, dtype=torch.int64).index_put_(
-        (outcomes.targets, outcomes.prediction), torch.tensor(1), accumulate=True
-    )
-    accuracy = 100 * table.diagonal() / table.sum(dim=1)
-    assert [row["accuracy"] for row in found["worst"]] == [f"{a:.1f}" for a in accuracy.sort().values.tolist()[:10]]
-    wrong = table - table.diagonal().diag()
-    assert found["confusions"][0]["times"].startswith(f"{int(wrong.max())} of ")
-    assert not found["confusions"][0]["pictures"]
-
-
-def cells(**rows: list[float]) -> dict:
-    return {
-        row: {f"d{i}": Cell(mean, 0.5, 2, 1000, None) for i, mean in enumerate(means)} for row, means in rows.items()
-    }
-
-
-def test_the_verdict_of_a_comparison():
-    text = verdict(cells(a=[50.0, 60.0], b=[40.0, 59.5]))
-    assert text.startswith("a is 5.2 points ahead of b in the mean over 2 distributions; ")
-    assert text.endswith("beyond chance it leads on 1 of them and is behind on none.")
-    assert verdict(cells(a=[50.0, 60.0], b=[65.0, 42.0])).endswith("leads on 1 of them and is behind on 1 (d0).")
-    assert verdict(cells(a=[50.0], b=[49.0])) == "a is 1.0 points ahead of b in d0, not beyond chance."
-    text = verdict(cells(a=[50.0, 60.0], b=[50.0, 60.0]))
-    assert text.startswith("a and b are equal in the mean over 2") and "the first leads on none" in text
-    assert verdict(cells(a=[50.0])) == "a has 50.0 % in d0."
+    page = evaluation_page(made_results(classes=1000, images=3000, distributions=5), "test_train")
+    assert b"classes of 1 to 1 training images: accuracy" in page and len(page) < 3_000_000
+    assert page.count(b"<img ") <= MOST_PICTURES
 
 
 def test_ticks_are_round():
-    assert linear_ticks(0, 100) == [0, 20, 40, 60, 80, 100] and linear_ticks(47.3, 61) == [50, 55, 60]
-    assert log_ticks(4.2, 575) == [5, 10, 20, 50, 100, 200, 500] and log_ticks(1, 5000) == [1, 10, 100, 1000]
+    assert round_numbers(0, 100) == [0, 20, 40, 60, 80, 100] and round_numbers(47.3, 61) == [50, 55, 60]
+    assert round_numbers(4.2, 575, log=True) == [5, 10, 20, 50, 100, 200, 500]
+    assert round_numbers(1, 5000, log=True) == [1, 10, 100, 1000] and round_numbers(0.6, 1.7, log=True) == [1, 1.5]
 
 
-def test_three_classes_stand_for_a_prediction():
-    assert re.search(r"90 images, mostly [^,]* \(about \d+\), class \d+ \(about \d+\) and ", made_prediction().decode())
+def titles(chart: Chart) -> list[str]:
+    return [title.text for title in chart.svg.iter("title")]
+
+
+def test_a_chart_in_a_file_is_xml_whatever_the_classes_are_called():
+    names = [EVIL, "a\x00\x1b\udce9"]
+    classes = pd.DataFrame({"class": names, "images": [200, 0], "group": ["many", "empty"]}, dtype=object)
+    root = ElementTree.fromstring(counts_chart(classes).file(f"One & two\n{EVIL}"))
+    assert not list(root.iter("script")) and EVIL in [element.text for element in root.iter()]
+    assert r"a\x00\x1b\udce9: 0 images (empty)" in [element.text for element in root.iter()]
+    assert root.find("{*}style").text.count("prefers-color-scheme: dark") == 1
 
 
 def test_the_figures_of_a_prediction_by_hand():
@@ -280,88 +277,74 @@ def test_the_figures_of_a_prediction_by_hand():
     record["aggregator"] = {"type": "StabilityAggregator", "args": {}}
 
     def page() -> str:
-        return prediction_page.prediction_page(predictions, [6, 3, 1], record, thumbnails).decode()
+        return prediction_page(predictions, [6, 3, 1], record, thumbnails).decode().replace("\u00a0", " ")
 
     text = page()
     for said in (
-        "3 images, mostly bee (about 1) and ant (about 1); "
-        "33.3\u00a0% are predicted with less than 50\u00a0% confidence.",
-        "The class mix is the mean of the predicted probabilities.",
-        "bee: 43.33\u00a0% estimated, 1 images predicted, 30.00\u00a0% of the training images",
-        "ant: 40.00\u00a0% estimated, 2 images predicted, 60.00\u00a0% of the training images",
-        "cat: 10.00\u00a0% training share, 16.67\u00a0% share here",
-        "Median 70.0\u00a0%; 33.3\u00a0% of the images are below 50\u00a0%.",
-        "70 to 75\u00a0%: 1 images",
-        "40 to 45\u00a0%: 1 images",
-        "y.png; bee: 80\u00a0%, ant: 10\u00a0%",
+        "3 images, mostly bee (about 1) and ant (about 1); 33.3 % are predicted with less than 50 % confidence.",
+        "The estimated shares are the mean of the predicted probabilities.",
+        "bee: 1.3 images expected, 1 predicted, 43.33 % estimated, 30.00 % of the training images",
+        "ant: 1.2 images expected, 2 predicted, 40.00 % estimated, 60.00 % of the training images",
+        "cat, 1 training images: estimated 16.67 %, training 10.00 %",
+        "Median 70.0 %; 33.3 % of the images are below 50 %.",
+        "70 to 75 %: 1 images",
+        "40 to 45 %: 1 images",
+        "y.png; bee: 80 %, ant: 10 %",
         "0.25, –",
     ):
-        assert said.replace("\u00a0", " ") in text.replace("\u00a0", " "), said
+        assert said in text, said
     assert text.index('title="y.png') < text.index('title="z.png')  # the surest first
-
-    assert prediction_page.verdict(1, [("ant", 0.7), ("bee", 0.2), ("cat", 0.1)], 0.0) == (
-        "1 image, mostly ant (about 1); 0.0 % are predicted with less than 50 % confidence."
-    )
     predictions.learning = {"prior": [0.2, 0.3, 0.5], "note": "the prior was hard to tell"}
-    text = page()  # the headline goes by these images, not by the estimated prior
-    assert "mostly bee (about 1)" in text and "cat: 50.00" in text and "the prior was hard to tell" in text
-    assert "The class mix is the test prior that was estimated." in page()
+    text = page()
+    assert "mostly bee (about 1)" in text and "cat: 0.5 images expected, 0 predicted, 50.00 % estimated" in text
+    assert "the prior was hard to tell" in text and "are the test prior that was estimated." in text
     record["aggregator"]["type"] = "GivenPriorAggregator"
-    assert "The class mix is the test prior that was given." in page()
+    assert "are the test prior that was given." in page()
 
 
 def test_the_figures_of_a_distribution_by_hand():
     """Five images of three classes; confidences 0.9, 0.8, 0.7 right and 0.6, 0.5 wrong."""
     targets, prediction = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 2, 0])
-    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
-    outcomes = Outcomes(torch.arange(5), targets, prediction, confidence)
+    outcomes = Outcomes(torch.arange(5), targets, prediction, torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5]))
     classes = {"names": ["ant", "bee", "cat"], "training_images": [10, 40, 20]}
-    entry = {"images": 5, "per_class_accuracy": [100.0, 50.0, 0.0]}
-
-    def shown(entry: dict, pair: tuple) -> tuple[dict, list[str]]:
-        panel = evaluation_page.panel(entry, pair, classes, "Some Way", True)
-        return panel, [mark.title for mark in panel["mix"].marks if mark.title]
-
-    panel, titles = shown(entry, (outcomes, None))
-    assert titles == [
-        "ant: 40.00 % true share, 60.00 % predicted share",
-        "bee: 40.00 % true share, 20.00 % predicted share",
-        "cat: 20.00 % true share, 20.00 % predicted share",
+    found = panel(DistributionResult(5, {}, [], outcomes=outcomes), classes, "some way", 1)
+    assert titles(found["mix"]) == [
+        "ant, 10 training images: predicted 60.00 %, true 40.00 %",
+        "bee, 40 training images: predicted 20.00 %, true 40.00 %",
+        "cat, 20 training images: predicted 20.00 %, true 20.00 %",
     ]
-    assert panel["mix_title"].startswith("Predicted") and panel["mix_note"].startswith("20.0 % of the images")
-    assert [m.title for m in panel["per_class"].marks if m.title] == [
-        f"{name}: {count} training images, accuracy {value} % (some way)"
-        for name, count, value in (("ant", 10, "100.0"), ("bee", 40, "50.0"), ("cat", 20, "0.0"))
+    assert found["mix_title"].startswith("Predicted") and found["mix_note"].startswith("20.0 % of the images")
+    assert titles(found["per_class"]) == [
+        f"{name} training images: accuracy {value} % (some way)"
+        for name, value in (("ant, 10", "100.0"), ("bee, 40", "50.0"), ("cat, 20", "0.0"))
     ]
+    assert titles(found["reliability"])[-1] == "1 images: confidence 90.0 %, accuracy 100.0 %"
     # |0.9 - 1| + |0.8 - 1| + |0.7 - 1| + 0.6 + 0.5, a fifth of it; 0.7 sure on average and 0.6 right
-    assert panel["calibration"] == ("Calibration error 34.0 points; on average the network is 10.0 points too sure.")
+    assert found["calibration"].startswith(
+        "Calibration error 34.0 points; on average the network is 10.0 points too sure."
+    )
     sure = Outcomes(torch.arange(5), targets, targets, torch.full((5,), 0.75))
-    panel, titles = shown({**entry, "learning": {"prior": [0.5, 0.3, 0.2]}}, (sure, outcomes))
-    assert titles[1] == "bee: 40.00 % true share, 30.00 % estimated share"
-    assert panel["calibration"] == (
+    learned = DistributionResult(5, {}, [], learning={"prior": [0.5, 0.3, 0.2]}, outcomes=sure, equal_outcomes=outcomes)
+    found = panel(learned, classes, "some way", 1)
+    assert titles(found["mix"])[1] == "bee, 40 training images: estimated 30.00 %, true 40.00 %"
+    assert found["calibration"].startswith(
         "Calibration error 25.0 points (equal weights 34.0); on average the network is 25.0 points too unsure."
     )
-    assert panel["mix_title"].startswith("Estimated") and panel["mix_note"].startswith("10.0 % of the images")
-    assert [m.title for m in panel["per_class"].marks if m.title][:2] == [
-        "ant: 10 training images, accuracy 100.0 % (equal weights)",
-        "bee: 40 training images, accuracy 50.0 % (equal weights)",
-    ]
-    assert figures.class_means([("a", 1, 20.0), ("b", 1, 40.0), ("c", 1000, 90.0)]) == [
-        (1.0, 30.0, "2 classes of 1 to 1 images, mean 30.0 %"),
-        (1000.0, 90.0, "1 classes of 1000 to 1000 images, mean 90.0 %"),
-    ]
-    found = evaluation_page.mistakes(
-        outcomes, classes, lambda places, size: [Image.new("RGB", (4, 4))] * len(places), 4
-    )
-    assert [[picture.title for picture in pair["pictures"]] for pair in found["confusions"]] == [
+    assert found["mix_title"].startswith("Estimated") and found["mix_note"].startswith("10.0 % of the images")
+    assert titles(found["per_class"])[1] == "bee, 40 training images: accuracy 50.0 % (equal weights)"
+    places = [dot.get("cx") for dot in found["per_class"].svg.iter("circle")]
+    assert len(set(places)) == len(places) == 6  # no dot hides another
+
+    wrong = mistakes(outcomes, classes, lambda places, size: [Image.new("RGB", (4, 4))] * len(places), 4)
+    assert [[picture.title for picture in pair["pictures"]] for pair in wrong["confusions"]] == [
         ["image 3: bee, taken for cat (60 %)"],
         ["image 4: cat, taken for ant (50 %)"],
     ]
-    assert [(row["name"], row["accuracy"], row["taken"]) for row in found["worst"]] == [
+    assert [(row["name"], row["accuracy"], row["taken"]) for row in wrong["worst"]] == [
         ("cat", "0.0", "ant (1)"),
         ("bee", "50.0", "cat (1)"),
     ]
-    assert [(row["true"], row["guess"], row["times"]) for row in found["confusions"]] == [
+    assert [(row["true"], row["guess"], row["times"]) for row in wrong["confusions"]] == [
         ("bee", "cat", "1 of 2 images"),
         ("cat", "ant", "1 of 1 images"),
     ]
