@@ -4,11 +4,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from thop import profile
 from torch import Tensor, nn
 
 from base.base_model import BaseModel
-from model.layers import CosineClassifier
+from model.backbones.multi_expert import CosineClassifier
+from utils.errors import UserError
 
 KINDS = {
     nn.Conv2d: "convolutions",
@@ -35,7 +35,14 @@ def count_macs(network: BaseModel, image_size: int) -> pd.DataFrame:
     Returns:
         Rows "stem", "expert 1", ..., "total"; columns "parameters" (number), one of multiply-adds (number) for each
         kind of layer, their sum "MACs", and "published way", the sum without cosine classifiers.
+
+    Raises:
+        UserError: thop is missing, or distutils, which it needs and Python has no more since 3.12.
     """
+    try:
+        from thop import profile
+    except ModuleNotFoundError as error:
+        raise UserError(f"thop counts multiply-adds and lacks {error.name}: pip install thop setuptools") from error
     handlers = {CosineClassifier: _count_cosine_classifier, nn.BatchNorm2d: _count_batch_norm}
     _, _, counted = profile(
         network, (torch.zeros(1, 3, image_size, image_size),), handlers, verbose=False, ret_layer_info=True

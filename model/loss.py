@@ -251,11 +251,7 @@ class ReweightedLoss(Loss):
     def log_priors(self, num_experts: int) -> Tensor:
         """The normalized log(pi_c w_c) for every expert, with the class weights w of the epoch set last. [E, C].
 
-        Measured on RIDE, CIFAR100-LT ratio 100, 200 epochs, with the true test prior in place of the carried one: taken
-        as log pi it gives 60.0 / 46.7 / 43.1 % (forward50 / uniform / backward50), taken as log(pi w) 65.1 / 48.3 /
-        39.5 % (oracle of `benchmarks/prior_study.py`, with `--set "loss;args;reweight=false"` and without). The last is
-        lower as rare classes are under-scored at test time, which log pi happens to make up for; that is for
-        `tade.PriorAggregator` to find. LDAM's margins are not counted.
+        LDAM's margins are not counted.
         """
         return log_reweighted_prior(self.prior, self.class_weights).repeat(num_experts, 1)
 

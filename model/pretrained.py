@@ -54,7 +54,7 @@ def start_from(network: BaseModel, plain: Mapping[str, Tensor], source: str) -> 
         UserError: an entry is missing or has another shape (another depth or width), or a checkpoint has several
             experts, but not as many as the network.
     """
-    own, filled = network.state_dict(), {}
+    state, filled = network.state_dict(), {}
     from_here = any(name.startswith(OWN) for name in plain)
     experts = experts_in(plain)
     has_stages = len(network.expert_modules(0)) > 1  # experts are more than a classifier
@@ -63,43 +63,34 @@ def start_from(network: BaseModel, plain: Mapping[str, Tensor], source: str) -> 
             f"{source} has {experts} experts and this network {network.num_experts}: set arch;args;num_experts to "
             f"{experts}, or start from a network of one expert."
         )
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         plain_name = network.plain_name(name)
         if plain_name is None:
             continue
-        candidates = [name, OWN + plain_name] if from_here else [name, plain_name]
-        there = next((candidate for candidate in candidates if candidate in plain), None)
-        if there is None:
+        found = next((n for n in (name, OWN + plain_name if from_here else plain_name) if n in plain), None)
+        if found is None:
             if name.endswith("num_batches_tracked"):  # older files have none; it only counts
                 continue
-            raise UserError(_missing(name if from_here else plain_name, source, from_here))
-        if plain[there].shape != tensor.shape:
-            raise UserError(_other_shape(there, plain[there], tensor, source, from_here))
-        filled[name] = plain[there]
-    network.load_state_dict(own | filled)
+            if from_here:
+                raise UserError(
+                    f"{source} has no {name}: it belongs to another architecture. Use the arch that it was trained "
+                    'with (num_classes and use_norm may differ, and num_experts if it was 1), or leave "weights" out.'
+                )
+            raise UserError(f"{source} has no {plain_name}. {_advice(source)}")
+        if plain[found].shape != tensor.shape:
+            shapes = f"{found} is {list(plain[found].shape)} in {source} and {list(tensor.shape)} in the network"
+            if from_here:
+                raise UserError(
+                    f"{shapes}: use the arch that it was trained with (depth, reduce_dimension, image_size and the "
+                    'like; the classifiers alone may differ), or leave "weights" out.'
+                )
+            raise UserError(
+                f'{shapes}: expert stages must have full width ("reduce_dimension": false), and depth and image size '
+                f"must be the same. {_advice(source)}"
+            )
+        filled[name] = plain[found]
+    network.load_state_dict(state | filled)
     return list(filled)
-
-
-def _missing(name: str, source: str, from_here: bool) -> str:
-    if not from_here:
-        return f"{source} has no {name}. {_advice(source)}"
-    return (
-        f"{source} has no {name}: it belongs to another architecture. Use the arch that it was trained with "
-        '(num_classes and use_norm may differ, and num_experts if it was 1), or leave "weights" out.'
-    )
-
-
-def _other_shape(name: str, there: Tensor, here: Tensor, source: str, from_here: bool) -> str:
-    shapes = f"{name} is {list(there.shape)} in {source} and {list(here.shape)} in the network"
-    if from_here:
-        return (
-            f"{shapes}: use the arch that it was trained with (depth, reduce_dimension, image_size and the like; the "
-            'classifiers alone may differ), or leave "weights" out.'
-        )
-    return (
-        f'{shapes}: expert stages must have full width ("reduce_dimension": false), and depth and image size must be '
-        f"the same. {_advice(source)}"
-    )
 
 
 def _advice(path: str | Path) -> str:

@@ -17,7 +17,7 @@ from utils.files import write_together
 
 @pytest.fixture(scope="module")
 def network():
-    return ResNet32Model(10, True, True, 2)
+    return ResNet32Model(10, reduce_dimension=True, use_norm=True, num_experts=2)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -27,7 +27,7 @@ def test_round_trip(tmp_path, network, prefix):
     save_checkpoint(path, {"model": weights, "epoch": 3, "config": {"name": "x"}})
     content = load_checkpoint(path)
     assert content["epoch"] == 3 and content["config"] == {"name": "x"}
-    load_weights(ResNet32Model(10, True, True, 2), content["model"], path)
+    load_weights(ResNet32Model(10, reduce_dimension=True, use_norm=True, num_experts=2), content["model"], path)
 
 
 @pytest.mark.parametrize("cut", [0, 10, 1000, -1000, -10])
@@ -84,8 +84,9 @@ def test_a_file_of_torch_before_1_6_is_to_be_saved_again(tmp_path):
     ],
 )
 def test_another_architecture_is_named(network, other, message):
+    names = ("num_classes", "reduce_dimension", "use_norm", "num_experts")
     with pytest.raises(UserError, match=f"does not fit the architecture of the config: .*({message})"):
-        load_weights(ResNet32Model(*other), network.state_dict(), "some.pth")
+        load_weights(ResNet32Model(**dict(zip(names, other, strict=True))), network.state_dict(), "some.pth")
 
 
 def test_nothing_in_a_checkpoint_is_run(tmp_path, network, capsys):
@@ -245,7 +246,7 @@ def test_convert_from_the_reference_and_back(tmp_path, network):
     content = load_checkpoint(ours)
     assert content["format"] == 1 and content["epoch"] == 200 and content["best"] == 0.5
     assert content["config"]["arch"] == NETWORK
-    load_weights(ResNet32Model(10, True, True, 2), content["model"], ours)
+    load_weights(ResNet32Model(10, reduce_dimension=True, use_norm=True, num_experts=2), content["model"], ours)
     main(["convert", str(ours), str(back)])
     written = torch.load(back, weights_only=True)  # plain enough for any reader
     assert written["arch"] == "ResNet32Model" and written["epoch"] == 200 and written["monitor_best"] == 0.5

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    network = ResNet32Model(10, True, True, 3)
+    network = ResNet32Model(10, reduce_dimension=True, use_norm=True, num_experts=3)
     network.train()
     for _ in range(3):  # batch norm gets statistics that are not the initial ones
         network(torch.randn(16, 3, 16, 16) * 2 + 1)

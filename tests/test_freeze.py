@@ -51,21 +51,6 @@ def test_a_prefix_is_whole_parts_of_a_name():
     assert ten[10].weight.requires_grad and not ten[1].weight.requires_grad
 
 
-def test_modules_without_parameters_below_a_prefix_are_frozen_too():
-    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.Dropout(), nn.Linear(2, 2))
-    assert freeze(model, ["0"]) == [model[0], model[0][0], model[0][1]]
-
-
-def test_a_module_with_trainable_children_is_not_returned():
-    class Parent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.token, self.child = nn.Parameter(torch.zeros(1)), nn.Linear(1, 1)
-
-    model = Parent()
-    assert freeze(model, ["token"]) == [] and not model.token.requires_grad
-
-
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [

@@ -1,5 +1,7 @@
 """The cost of the networks, against the published method's figures and against torch's own counter."""
 
+import sys
+
 import pytest
 import torch
 from conftest import ROOT, call_script
@@ -9,6 +11,7 @@ from commands.gflops import cost_of
 from model.cost import count_macs
 from model.model import ResNet10Model
 from trainer.registry import make_config
+from utils.errors import UserError
 from utils.parse_config import read_json
 
 #: config -> (G multiply-adds the published way, millions of parameters), as counted with the reference's networks.
@@ -47,9 +50,15 @@ def test_parts_add_up_and_agree_with_torchs_counter():
     assert 2 * multiplied == counter.get_total_flops()
 
 
+def test_without_thop_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "thop", None)
+    with pytest.raises(UserError, match="lacks thop: pip install thop setuptools"):
+        count_macs(ResNet10Model(num_classes=5), 64)
+
+
 def test_command_line_prints_every_part_and_names_what_is_wrong():
-    done = call_script("utils/gflops", "-c", "configs/config_cifar100_ir100_tade.json")
+    done = call_script("commands/gflops", "-c", "configs/config_cifar100_ir100_tade.json")
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in ("stem", "expert 3", "0.1013", "Not\ncounted"))
-    done = call_script("utils/gflops", "-c", "configs/absent.json")
+    done = call_script("commands/gflops", "-c", "configs/absent.json")
     assert done.returncode == 1 and done.stderr.startswith("There is no config file") and "Traceback" not in done.stderr

@@ -19,10 +19,11 @@ from torch import nn
 from commands.command_line import Options
 from commands.jobs import run_predict_folder, run_test_all, run_test_train
 from model.model import ResNet32Model
-from model.sync_batchnorm import SyncBatchNorm2d, synchronize_batch_norm
 from trainer import train
+from trainer.build import synchronize_batch_norm
 from trainer.trainer import Trainer
 from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
 from utils.parse_config import read_json
 
 VIEWS = {"averaged_views": 1}
@@ -47,6 +48,12 @@ def torchrun(*arguments, **options) -> subprocess.Popen:
     )
 
 
+def frozen_norms(config: dict) -> list[str]:
+    """Names of the batch norms of a config's network: frozen, they normalize by their running statistics."""
+    network = ResNet32Model(**config["arch"]["args"])
+    return [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 @contextmanager
 def double_precision():
     """Train in float64: in float32 rounding grows tenfold with every step, and hides what else may differ."""
@@ -67,7 +74,7 @@ TWO_PROCESSES = """
 import json, os, signal, sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from test_processes import ADAPTING, VIEWS, double_precision
+from test_processes import ADAPTING, VIEWS, double_precision, frozen_norms
 from trainer import train
 from commands.command_line import Options
 from commands.jobs import run_predict_folder, run_test, run_test_all, run_test_train
@@ -124,8 +131,9 @@ found["resumed"] = all(torch.equal(tensor, state[name]) for name, tensor in stra
 found["same loss"] = resumed["loss"] == results["loss"]
 
 with double_precision():
-    digits["trainer"] |= {"sync_batchnorm": True, "epochs": 1}
-    found["sync"] = train(digits, device="cpu", run_id="sync")["loss"]
+    digits["trainer"]["epochs"] = 1
+    digits["freeze"] = frozen_norms(digits)
+    found["frozen"] = train(digits, device="cpu", run_id="frozen")["loss"]
 
 for name in ("broken", "even"):
     lists["data_loader"]["args"]["train_list"] = str(tmp / f"{name}.txt")
@@ -135,7 +143,7 @@ try:
 except UserError as error:
     found["refused"] = str(error)
 try:
-    train(digits, device="cpu", run_id="sync")
+    train(digits, device="cpu", run_id="frozen")
 except UserError as error:
     found["used"] = str(error)
 
@@ -207,11 +215,12 @@ def test_two_processes(small_config, tmp_path, folder):  # noqa: F811
     assert status == 128 + signal.SIGTERM and shared and "everything up to epoch 2, step 2 of 4" in message
     assert found["position"] == [2, 2, 2] and found["resumed"] and found["same loss"]
 
-    # With synchronized batch norm they compute what one process computes.
+    # Without batch statistics, which each takes of its own images, they compute what one process computes.
     small_config["trainer"]["epochs"] = 1
+    small_config["freeze"] = frozen_norms(small_config)
     with double_precision():
         one = train(small_config, device="cpu", run_id="one")["loss"]
-    assert found["sync"] == pytest.approx(one, rel=1e-6)
+    assert found["frozen"] == pytest.approx(one, rel=1e-6)
 
     # Lists: a shard that has lost an image leaves the batch out in both; too small ones are refused at the start.
     assert found["broken"] > 0 and found["even"] > 0 and "broken.png is an empty file" in out
@@ -304,34 +313,13 @@ def test_a_launcher_ends_its_processes_which_save_their_state(small_config, tmp_
 # --- batch norm ---
 
 
-def test_synchronized_batch_norm_has_the_gradients_of_the_plain_one(monkeypatch):
-    """In one process, made to believe that there are two which have equal halves."""
-    from utils import distributed
-
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "sum_over_processes", lambda values: values.mul_(2))
-    torch.manual_seed(0)
-    half = torch.randn(4, 3, 5, 5)
-    plain, synchronized = nn.BatchNorm2d(3), SyncBatchNorm2d(3)
-    for norm in (plain, synchronized):
-        norm.weight.data = torch.tensor([1.0, 2.0, 3.0])
-    weights = torch.randn(4, 3, 5, 5)
-    whole, own = half.repeat(2, 1, 1, 1).requires_grad_(), half.clone().requires_grad_()
-    (plain(whole) * weights.repeat(2, 1, 1, 1)).sum().backward()
-    (synchronized(own) * weights).sum().backward()
-    assert torch.allclose(plain(whole)[:4], synchronized(own), atol=1e-6)
-    assert torch.allclose(whole.grad[:4], own.grad, atol=1e-5)
-    assert torch.allclose(plain.weight.grad, 2 * synchronized.weight.grad, atol=1e-4)  # DDP takes the mean
-    assert torch.allclose(plain.bias.grad, 2 * synchronized.bias.grad, atol=1e-4)
-    assert torch.allclose(plain.running_mean, synchronized.running_mean, atol=1e-6)
-    assert torch.allclose(plain.running_var, synchronized.running_var, atol=1e-6)
-    assert plain.num_batches_tracked == synchronized.num_batches_tracked == 2
-
-
-def test_a_synchronized_network_keeps_its_entries():
-    network = ResNet32Model(10, True, True, 2)
+def test_synchronized_batch_norm_is_torchs_and_needs_gpus():
+    network = ResNet32Model(10, num_experts=2)
     before = network.state_dict()
-    synchronize_batch_norm(network)
-    assert all(type(m) is not nn.BatchNorm2d for m in network.modules())
+    synchronize_batch_norm(network, torch.device("cuda"))
     after = network.state_dict()
+    assert not any(type(module) is nn.BatchNorm2d for module in network.modules())
+    assert any(type(module) is nn.SyncBatchNorm for module in network.modules())
     assert list(before) == list(after) and all(before[name].data_ptr() == after[name].data_ptr() for name in before)
+    with pytest.raises(UserError, match="sync_batchnorm needs GPUs"):
+        synchronize_batch_norm(network, torch.device("cpu"))

@@ -13,7 +13,6 @@ from commands import gflops
 from model.backbones.timm_trunk import import_timm
 from model.cost import count_macs
 from model.freeze import freeze
-from model.inference import inference_copy
 from model.loss import DiverseExpertLoss
 from model.model import TimmModel, ViTModel
 from model.pretrained import start_from
@@ -35,17 +34,6 @@ def test_output_contract_and_a_gradient_for_every_parameter(experts, use_norm):
     DiverseExpertLoss([50, 40, 30, 20, 10, 5, 2])(output, torch.tensor([0, 1, 2, 6])).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-
-
-@needs_timm
-def test_inference_copy_gives_the_same_logits():
-    network = ViTModel(**TINY, num_experts=2).train()
-    copy, images = inference_copy(network, 16), torch.randn(3, 3, 16, 16)
-    with torch.no_grad():
-        expected = network.eval()(images)["logits"]
-        given = copy(images.contiguous(memory_format=torch.channels_last))["logits"]
-    torch.testing.assert_close(given, expected, atol=1e-5, rtol=1e-4)
-    assert not any(parameter.requires_grad for parameter in copy.parameters())
 
 
 @needs_timm
@@ -71,15 +59,6 @@ def test_a_plain_transformer_of_timm_is_a_start():
         torch.testing.assert_close(network.eval()(images)["feat"][:, 1], expected)
     with pytest.raises(UserError, match=r"pos_embed is \[1, 5, 192\] in file and \[1, 17, 192\].*image size"):
         start_from(ViTModel(7, image_size=32, patch_size=8), plain.state_dict(), "file")
-
-
-@needs_timm
-def test_the_trunk_of_a_checkpoint_is_a_start_for_any_number_of_experts():
-    before = ViTModel(**TINY, num_experts=3).state_dict()
-    for experts in (1, 2, 3):
-        network = ViTModel(**TINY, num_experts=experts, use_norm=True)
-        start_from(network, before, "last.pth")
-        assert torch.equal(network.state_dict()["backbone.trunk.pos_embed"], before["backbone.trunk.pos_embed"])
 
 
 @needs_timm

@@ -121,6 +121,22 @@ def load_start_weights(config: ConfigParser, network: BaseModel) -> None:
     get_logger().info(f"{len(filled)} entries start from {source}; the classifiers are fresh.")
 
 
+def synchronize_batch_norm(network: torch.nn.Module, device: torch.device) -> None:
+    """Make every plain batch norm of a network torch's SyncBatchNorm, in place, with the same parameters and buffers.
+
+    Raises:
+        UserError: it cannot compute on the device.
+    """
+    if device.type == "cpu":
+        error = UserError("trainer;sync_batchnorm needs GPUs, and this run is on CPUs: leave it out.")
+        error.shared = True
+        raise error
+    for parent in list(network.modules()):
+        for name, norm in parent.named_children():
+            if type(norm) is torch.nn.BatchNorm2d:
+                setattr(parent, name, torch.nn.SyncBatchNorm.convert_sync_batchnorm(norm))
+
+
 def parameter_groups(config: ConfigParser, network: BaseModel) -> list[dict]:
     """Trainable parameters for the optimizer: one group, or with `optimizer.share_lr` classifiers and all else apart.
 

@@ -18,13 +18,13 @@ class TrainerOptions:
         log_step: batches between two readings of the running loss.
         precision: "fp32", "bf16" or "fp16" (mixed precision: parameters, classifiers and the loss stay in float32), or
             "auto": bf16 where the processor is made for it, else fp32 (trainer/precision.py).
-        compile: run the network through torch.compile; in bf16 on a CPU batch norm, residual sum and ReLU alone
-            (model/fused_norm.py); on one GPU with CUDA graphs, which take more of its memory.
+        compile: run the network through torch.compile; on one GPU with CUDA graphs, which take more of its memory.
         mixup_alpha: train on mixtures of two images and of their losses, lambda ~ Beta(alpha, alpha) a batch
             (Zhang et al., ICLR 2018, arXiv 1710.09412); 0 for none.
         ema_decay: part that stays, in each step, of an exponential moving average of the weights, which is validated
             ("val_ema_...") and saved beside the last ones; 0 for none, 0.999 is usual.
-        sync_batchnorm: with several processes, normalize by the statistics of the whole batch, not of each one's shard.
+        sync_batchnorm: with several processes, on GPUs, normalize by the statistics of the whole batch, not of each
+            one's shard.
         on_nan: at a loss or gradient that is not finite, "stop", or "skip" the step.
         nan_limit: with "skip", steps of an epoch that may be skipped; one more stops the run.
         tensorboard: write TensorBoard logs into the run folder.

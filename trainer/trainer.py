@@ -12,7 +12,6 @@ from base.base_data_loader import BaseDataLoader, EvaluationBatches
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.run_state import StopRequested
-from model.fused_norm import fuse_batch_norm
 from model.inference import inference_copy
 from model.logits import expert_logits
 from model.metric import accuracy, shot_group_accuracy, shot_groups
@@ -30,15 +29,13 @@ from utils.logger import progress
 __all__ = ["Trainer"]
 
 
-def compiled(network: nn.Module, device: torch.device, precision: str) -> nn.Module:
-    """The network through torch.compile; in bf16 on a CPU batch norm alone, with sum and ReLU (model/fused_norm.py).
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network through torch.compile.
 
     On one GPU with CUDA graphs, which start a small network's hundreds of kernels at once, where Python takes longer to
     start them than they take to run. They hold memory of their own for each shape of a batch, and the network's outputs
     are overwritten by its next call. Not with several processes, which exchange gradients in the backward pass.
     """
-    if device.type == "cpu" and precision == "bf16" and fuse_batch_norm(network):
-        return network
     graphs = device.type == "cuda" and distributed.world_size() == 1
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
@@ -81,7 +78,7 @@ class Trainer(BaseTrainer):
             raise UserError(
                 "torch.compile does not work with several GPUs in one process: use torchrun, or leave --compile out."
             )
-        network = compiled(model, self.device, options.precision) if options.compile else model
+        network = compiled(model, self.device) if options.compile else model
         self.network = parallel(MixedPrecision(network, self.device.type, options.precision), self.device, gpus)
         self.update = Update(self, self.network)
         if self.monitored and self.monitored not in self.monitorable():

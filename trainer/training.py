@@ -7,7 +7,6 @@ from pathlib import Path
 
 from base.base_data_loader import BaseDataLoader
 from model.freeze import freeze
-from model.sync_batchnorm import synchronize_batch_norm
 from trainer.build import (
     build_loader,
     build_loss,
@@ -16,6 +15,7 @@ from trainer.build import (
     chosen_metrics,
     load_start_weights,
     parameter_groups,
+    synchronize_batch_norm,
 )
 from trainer.continuity import check_continuity
 from trainer.devices import choose_device, device_name
@@ -132,7 +132,7 @@ def train(
     weights = checkpoint["model"] if checkpoint else None
     network = build_network(checked, loader.num_classes, chosen_device, weights)
     if options.sync_batchnorm and distributed.world_size() > 1:
-        synchronize_batch_norm(network)
+        synchronize_batch_norm(network, chosen_device)
     criterion = build_loss(checked, loader.cls_num_list).to(chosen_device)
     frozen = freeze(network, checked.get("freeze", []))
     optimizer = checked.build("optimizer", parameter_groups(checked, network))

@@ -8,9 +8,8 @@ import re
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-
-from model.layers import classifier_scale, make_classifier
 
 CLASSIFIER = "linear"  # the part that every backbone has
 
@@ -25,6 +24,23 @@ def experts_in(names: Iterable[str]) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
+class CosineClassifier(nn.Module):
+    """Cosine similarity between features and class weights, both L2-normalized (`use_norm` in configs).
+
+    Args:
+        in_features: D.
+        num_classes: C. The weight is [D, C], one column a class.
+    """
+
+    def __init__(self, in_features: int, num_classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.empty(in_features, num_classes).uniform_(-1, 1), dim=0))
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """feat [B, D] -> cosines [B, C], in -1..1 (the backbone multiplies them by its scale s)."""
+        return F.normalize(feat, dim=1) @ F.normalize(self.weight, dim=0)
+
+
 class MultiExpertBackbone(nn.Module):
     """Holds the parts that exist once per expert, and runs them.
 
@@ -32,16 +48,19 @@ class MultiExpertBackbone(nn.Module):
     `add_classifiers`, and implement `stem`; those whose features are no feature maps override `pool`.
 
     Args:
+        num_classes: C.
+        use_norm: cosine classifiers with scale 30 instead of linear layers.
         num_experts: E >= 1.
     """
 
-    scale: float
-
-    def __init__(self, num_experts: int):
+    def __init__(self, num_classes: int, use_norm: bool, num_experts: int):
         super().__init__()
         if num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, not {num_experts}")
+        self.num_classes = num_classes
         self.num_experts = num_experts
+        self.make_classifier = CosineClassifier if use_norm else nn.Linear
+        self.scale = 30.0 if use_norm else 1.0
         self._parts: list[str] = []
 
     def add_expert_part(self, name: str, make: Callable[[], nn.Module]) -> None:
@@ -51,17 +70,14 @@ class MultiExpertBackbone(nn.Module):
             setattr(self, name + "s", nn.ModuleList(make() for _ in range(self.num_experts)))
         self._parts.append(name)
 
-    def add_classifiers(self, in_features: int, num_classes: int, use_norm: bool) -> None:
-        self.add_expert_part(CLASSIFIER, lambda: make_classifier(in_features, num_classes, use_norm))
-        self.scale = classifier_scale(use_norm)
-
-    def expert_part(self, name: str, expert: int) -> nn.Module:
-        """The part of one expert, counted from 0."""
-        return getattr(self, name) if self.num_experts == 1 else getattr(self, name + "s")[expert]
+    def add_classifiers(self, in_features: int) -> None:
+        self.add_expert_part(CLASSIFIER, lambda: self.make_classifier(in_features, self.num_classes))
 
     def expert_modules(self, expert: int) -> list[nn.Module]:
         """All parts of one expert, counted from 0, classifier last."""
-        return [self.expert_part(name, expert) for name in self._parts]
+        if self.num_experts == 1:
+            return [getattr(self, name) for name in self._parts]
+        return [getattr(self, name + "s")[expert] for name in self._parts]
 
     def plain_name(self, name: str) -> str | None:
         """The name in a plain network, as torchvision has it, of an entry of `state_dict`; None for a classifier's.
@@ -89,7 +105,7 @@ class MultiExpertBackbone(nn.Module):
         Cosines times 30 would lose a digit in bfloat16: its steps between 16 and 32 are 0.125.
         """
         with torch.autocast(feat.device.type, enabled=False):
-            return classifier(feat.to(classifier.weight.dtype)) * self.scale  # type: ignore[no-any-return, arg-type]
+            return classifier(feat.to(classifier.weight.dtype)) * self.scale  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {"output": [B, C], "logits": [B, E, C], "feat": [B, E, D]}."""

@@ -1,12 +1,11 @@
 """ResNet-32 for 32x32 images (He et al., CVPR 2016, section 4.2) with multiple experts."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbones.multi_expert import MultiExpertBackbone
-from model.fused_norm import norm_relu
-
-STEM_WIDTH = 16
 
 
 class BasicBlock(nn.Module):
@@ -21,7 +20,9 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.stride, self.extra = stride, channels - in_channels
+        self.relu = nn.ReLU(inplace=True)
+        self.stride = stride
+        self.extra = channels - in_channels
 
     def shortcut(self, x: Tensor) -> Tensor:
         if self.stride == 1 and self.extra == 0:
@@ -30,51 +31,39 @@ class BasicBlock(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = norm_relu(self.bn1, self.conv1(x))
-        return norm_relu(self.bn2, self.conv2(out), self.shortcut(x))
-
-
-def make_stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, channels, stride)
-    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)
+        return self.relu(out)
 
 
 class ResNetCifar(MultiExpertBackbone):
-    """Stem: conv1, bn1, layer1 (16 channels). Expert: layer2, layer3, linear.
+    """Stem: conv1, bn1, layer1. Expert: layer2, layer3, linear.
 
     Args:
-        blocks: blocks in each of the three stages; (5, 5, 5) is ResNet-32.
-        num_classes: C.
-        reduce_dimension: expert stages of 24 and 48 channels instead of 32 and 64.
-        use_norm: cosine classifier with scale 30 instead of a linear layer.
-        num_experts: E.
-        layer2_output_dim, layer3_output_dim: override the widths of the expert stages.
+        blocks: blocks in each stage; 5 is ResNet-32.
+        widths: channels of the three stages; 16, 32, 64 in a plain ResNet-32.
+        num_classes, use_norm, num_experts: see MultiExpertBackbone.
     """
 
-    calls_norm_relu = True
+    def __init__(self, blocks: int, widths: Sequence[int], num_classes: int, use_norm: bool, num_experts: int):
+        super().__init__(num_classes, use_norm, num_experts)
 
-    def __init__(
-        self,
-        blocks: tuple[int, int, int],
-        num_classes: int,
-        reduce_dimension: bool,
-        use_norm: bool,
-        num_experts: int,
-        layer2_output_dim: int | None,
-        layer3_output_dim: int | None,
-    ):
-        super().__init__(num_experts)
-        width2 = layer2_output_dim or (24 if reduce_dimension else 32)
-        width3 = layer3_output_dim or (48 if reduce_dimension else 64)
-        self.conv1 = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
-        self.layer1 = make_stage(STEM_WIDTH, STEM_WIDTH, blocks[0], stride=1)
-        self.add_expert_part("layer2", lambda: make_stage(STEM_WIDTH, width2, blocks[1], stride=2))
-        self.add_expert_part("layer3", lambda: make_stage(width2, width3, blocks[2], stride=2))
-        self.add_classifiers(width3, num_classes, use_norm)
+        def stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
+            first = BasicBlock(in_channels, channels, stride)
+            return nn.Sequential(first, *(BasicBlock(channels, channels, stride=1) for _ in range(blocks - 1)))
+
+        width1, width2, width3 = widths
+        self.conv1 = nn.Conv2d(3, width1, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width1)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = stage(width1, width1, stride=1)
+        self.add_expert_part("layer2", lambda: stage(width1, width2, stride=2))
+        self.add_expert_part("layer3", lambda: stage(width2, width3, stride=2))
+        self.add_classifiers(width3)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
 
     def stem(self, images: Tensor) -> Tensor:
-        return self.layer1(norm_relu(self.bn1, self.conv1(images)))
+        return self.layer1(self.relu(self.bn1(self.conv1(images))))

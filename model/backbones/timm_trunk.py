@@ -34,7 +34,7 @@ def make_trunk(variant: str, pretrained: bool, module: str = "", **options: obje
         variant: with or without a tag of pretrained weights.
         pretrained: with timm's weights (downloaded).
         module: of timm, that the variant must belong to; any by default.
-        options: of timm.create_model.
+        options: of timm.create_model; None for the variant's own.
 
     Raises:
         UserError: timm is missing or has no such variant, or the pretrained weights cannot be had.
@@ -63,35 +63,30 @@ class TimmTrunk(MultiExpertBackbone):
     """Stem: the whole network of timm, `trunk`. Expert: a classifier, `linear`.
 
     Args:
-        variant: name of a network in timm.
-        num_classes: C.
-        use_norm: cosine classifiers with scale 30 instead of linear layers.
-        num_experts: E.
-        pretrained: start from timm's weights (downloaded).
-        module, options: see `make_trunk`.
+        trunk: from `make_trunk`.
+        num_classes, use_norm, num_experts: see MultiExpertBackbone.
+        image_size: side in pixels of the only images that the trunk takes; None for any.
     """
 
-    def __init__(
-        self,
-        variant: str,
-        num_classes: int,
-        use_norm: bool,
-        num_experts: int,
-        pretrained: bool,
-        module: str = "",
-        **options: object,
-    ):
-        super().__init__(num_experts)
-        self.trunk = make_trunk(variant, pretrained, module, **options)
-        self.add_classifiers(getattr(self.trunk, "head_hidden_size", self.trunk.num_features), num_classes, use_norm)
+    def __init__(self, trunk: Any, num_classes: int, use_norm: bool, num_experts: int, image_size: int | None = None):
+        super().__init__(num_classes, use_norm, num_experts)
+        self.trunk = trunk
+        self.image_size = image_size
+        self.add_classifiers(getattr(trunk, "head_hidden_size", trunk.num_features))
 
     def stem(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> features as the variant has them, feature maps or tokens."""
-        return self.trunk.forward_features(images)  # type: ignore[no-any-return]
+        size = self.image_size
+        if size is not None and images.shape[-2:] != (size, size):
+            raise UserError(
+                f"The network takes images of {size}x{size} pixels, not {images.shape[-1]}x{images.shape[-2]}: set "
+                "arch;args;image_size to what the data loader gives."
+            )
+        return self.trunk.forward_features(images)
 
     def pool(self, features: Tensor) -> Tensor:
         """Features -> [B, D], as the variant has it: pooled, or the class token."""
-        return self.trunk.forward_head(features, pre_logits=True)  # type: ignore[no-any-return]
+        return self.trunk.forward_head(features, pre_logits=True)
 
     def plain_name(self, name: str) -> str | None:
         """timm's name: the trunk's without `trunk.`; None for a classifier's."""
