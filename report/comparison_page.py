@@ -90,15 +90,7 @@ def comparison_page(
         sections=sections,
         cost=text_table(cost.set_index("data"), "data"),
         note=note,
-        settings=[
-            ("command", command),
-            ("commit", commit),
-            (
-                "beyond chance",
-                "a difference of more than 1.96 standard errors, from the number of test images and the spread over "
-                "seeds; the test images count as if every row had its own, so that some real differences are missed",
-            ),
-        ],
+        settings=[("command", command), ("commit", commit)],
         commands="\n".join(commands),
         config="\n".join(f"{sha256}  {name}" for sha256, name in used.items()),
         config_title="SHA-256 of the checkpoints",

@@ -11,9 +11,9 @@ import torch
 from evaluation.outcomes import Outcomes, Thumbnails
 from evaluation.results import DistributionResult, Results
 from model.metric import calibration_error, class_hits, reliability
-from report.charts import Axis, Chart, Series, line_charts
-from report.figures import class_chart, class_groups, expert_color, mix_chart, weight_charts
-from report.html_page import THUMBNAIL, Picture, checkpoint_settings, render
+from report.charts import COLORS, Axis, Chart, Series, line_charts
+from report.figures import class_chart, class_groups, mix_chart, weight_charts
+from report.html_page import THUMBNAIL, checkpoint_settings, picture, render
 from report.verdict import compared, evaluation_verdict
 
 METHODS = {
@@ -60,11 +60,6 @@ def evaluation_page(results: Results, job: str) -> bytes:
             ("protocol", results.protocol),
             *checkpoint_settings(results.checkpoint.to_json()),
             *(("seed", results.seed), ("torch", results.torch), ("device", results.device)),
-            (
-                "intervals",
-                "95 %; of accuracies by Wilson's score, of differences by a bootstrap over the images, which both "
-                "predictions share",
-            ),
         ],
         config=json.dumps(results.config, indent=2),
     )
@@ -85,7 +80,7 @@ def accuracy_charts(results: Results) -> list[Chart]:
         return []
     experts = np.array([entry.experts_top1 for entry in entries]).T
     series = [
-        Series(f"expert {e + 1} alone", expert_color(e), values.tolist(), style="thin dashed")
+        Series(f"expert {e + 1} alone", COLORS[e % len(COLORS)], values.tolist(), style="thin dashed")
         for e, values in enumerate(experts)
         if len(experts) > 1
     ]
@@ -168,16 +163,8 @@ def mistakes(
     accuracy = images["prediction"].eq(images["targets"]).groupby(images["targets"]).mean()
     lowest = pd.DataFrame({"accuracy": 100 * accuracy, "images": total}).loc[taken.index.sort_values()]
     lowest = lowest.sort_values(["accuracy", "images"], ascending=[True, False], kind="stable").head(WORST)
-    worst = [
-        {
-            "name": names[c],
-            "training": f"{counts[c]:,}",
-            "images": f"{row.images:,.0f}",
-            "accuracy": f"{row.accuracy:.1f}",
-            "taken": f"{names[taken.prediction[c]]} ({taken.times[c]})",
-        }
-        for c, row in lowest.iterrows()
-    ]
+    lowest["name"], lowest["training"] = [names[c] for c in lowest.index], [counts[c] for c in lowest.index]
+    lowest["taken"], lowest["times"] = [names[c] for c in taken.prediction[lowest.index]], taken.times[lowest.index]
     confusions = []
     for (true, guess), number in times.head(CONFUSIONS).items():
         shown = pairs.get_group((true, guess)).head(examples)
@@ -186,7 +173,7 @@ def mistakes(
             f"image {index}: {names[true]}, taken for {names[guess]} ({100 * confidence:.0f} %)"
             for index, confidence in zip(shown["indices"], shown["confidence"], strict=True)
         ]
-        pictures = [Picture.of(image, text) for image, text in zip(found, texts) if image]
+        pictures = [picture(image, text) for image, text in zip(found, texts) if image]
         times_of = f"{number} of {total[true]} images"
         confusions.append({"true": names[true], "guess": names[guess], "times": times_of, "pictures": pictures})
-    return {"worst": worst, "confusions": confusions}
+    return {"worst": lowest.to_dict("records"), "confusions": confusions}

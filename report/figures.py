@@ -14,13 +14,9 @@ ClassGroup = tuple[str, np.ndarray]
 """What a dot stands for, in words, and the indices of its classes."""
 
 
-def expert_color(expert: int) -> str:
-    return COLORS[expert % len(COLORS)]
-
-
 def weight_charts(names: Sequence[str], weights: np.ndarray, label: str = "Expert weights") -> list[Chart]:
     """Expert weights, [D, E] in 0..1, over D distributions."""
-    series = [Series(f"expert {e + 1}", expert_color(e), (100 * w).tolist()) for e, w in enumerate(weights.T)]
+    series = [Series(f"expert {e + 1}", COLORS[e % len(COLORS)], (100 * w).tolist()) for e, w in enumerate(weights.T)]
     return line_charts(f"{label} over the test class distributions", names, series, "weight (%)")
 
 

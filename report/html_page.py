@@ -7,7 +7,6 @@ contains.
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -44,23 +43,9 @@ def checkpoint_settings(checkpoint: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows + [(f"training {part}", f"digest {value}") for part, value in digests.items()]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture as it stands in a page.
-
-    Args:
-        uri: its data.
-        title: shown when the pointer rests on it, and read out.
-        tiny: it has so few pixels that they are shown as squares.
-    """
-
-    uri: str
-    title: str
-    tiny: bool
-
-    @classmethod
-    def of(cls, image: Image.Image, title: str) -> "Picture":
-        tiny, buffer = max(image.size) <= LARGEST_PNG, io.BytesIO()
-        image.save(buffer, **({"format": "PNG", "optimize": True} if tiny else {"format": "JPEG", "quality": 80}))
-        data = base64.b64encode(buffer.getvalue()).decode()
-        return cls(f"data:image/{'png' if tiny else 'jpeg'};base64,{data}", title, tiny)
+def picture(image: Image.Image, title: str) -> dict[str, Any]:
+    """A picture as it stands in a page: "uri", its data; "title", for the pointer; "tiny", shown pixel by pixel."""
+    tiny, buffer = max(image.size) <= LARGEST_PNG, io.BytesIO()
+    image.save(buffer, **({"format": "PNG", "optimize": True} if tiny else {"format": "JPEG", "quality": 80}))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {"uri": f"data:image/{'png' if tiny else 'jpeg'};base64,{data}", "title": title, "tiny": tiny}

@@ -11,7 +11,7 @@ from evaluation.results import Predictions
 from model.metric import predicted
 from report.charts import Axis, Chart
 from report.figures import class_groups, mix_chart
-from report.html_page import THUMBNAIL, Picture, checkpoint_settings, render
+from report.html_page import THUMBNAIL, checkpoint_settings, picture, render
 from report.verdict import UNSURE, prediction_verdict
 
 SHOWN_CLASSES = 15
@@ -35,19 +35,7 @@ def prediction_page(
     count, kind = len(label), record["aggregator"]["type"]
     table = predictions.class_mix().assign(training=np.array(training_images) / sum(training_images))
     frequent = table.sort_values("expected_count", ascending=False, kind="stable").head(SHOWN_CLASSES)
-    largest = max(frequent["expected_count"].max() / count, frequent["training"].max())
-    bars = [
-        {
-            "name": row["class"],
-            "width": f"{100 * row.expected_count / count / largest:.1f}",
-            "training": f"{100 * row.training / largest:.1f}",
-            "expected": f"{row.expected_count:,.1f}",
-            "predicted": f"{row.predicted_count:,}",
-            "title": f"{row['class']}: {row.expected_count:.1f} images expected, {row.predicted_count} predicted, "
-            f"{100 * row.estimated_share:.2f} % estimated, {100 * row.training:.2f} % of the training images",
-        }
-        for _, row in frequent.iterrows()
-    ]
+    largest = max(frequent["expected_count"].max(), count * frequent["training"].max())
     means = "the mean of the predicted probabilities"
     if predictions.learning.get("prior"):
         means = f"the test prior that was {'given' if kind == 'GivenPriorAggregator' else 'estimated'}"
@@ -71,7 +59,9 @@ def prediction_page(
         kind="Prediction",
         verdict=prediction_verdict(count, list(zip(frequent["class"], frequent["expected_count"])), unsure),
         remark=predictions.learning.get("note"),
-        bars=bars,
+        frequent=frequent.rename(columns={"class": "name"}).to_dict("records"),
+        count=count,
+        largest=largest,
         classes=len(names),
         mix=mix_chart(shares, training, ("estimated", "training"), groups),
         mix_note=f"The estimated shares are {means}. On the line a class has its share of the training images.",
@@ -107,5 +97,5 @@ def gallery(predictions: Predictions, places: np.ndarray, thumbnails: Thumbnails
             found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             texts = [f"{predictions.class_names[c]}: {100 * p:.0f} %" for c, p in found]
             name = predictions.names[place]
-            shown.append({"picture": Picture.of(image, f"{name}; {', '.join(texts)}"), "texts": texts, "name": name})
+            shown.append({"picture": picture(image, f"{name}; {', '.join(texts)}"), "texts": texts, "name": name})
     return shown

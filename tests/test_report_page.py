@@ -336,13 +336,13 @@ def test_the_figures_of_a_distribution_by_hand():
     assert len(set(places)) == len(places) == 6  # no dot hides another
 
     wrong = mistakes(outcomes, classes, lambda places, size: [Image.new("RGB", (4, 4))] * len(places), 4)
-    assert [[picture.title for picture in pair["pictures"]] for pair in wrong["confusions"]] == [
+    assert [[picture["title"] for picture in pair["pictures"]] for pair in wrong["confusions"]] == [
         ["image 3: bee, taken for cat (60 %)"],
         ["image 4: cat, taken for ant (50 %)"],
     ]
-    assert [(row["name"], row["accuracy"], row["taken"]) for row in wrong["worst"]] == [
-        ("cat", "0.0", "ant (1)"),
-        ("bee", "50.0", "cat (1)"),
+    assert [(row["name"], row["accuracy"], row["taken"], row["times"]) for row in wrong["worst"]] == [
+        ("cat", 0.0, "ant", 1),
+        ("bee", 50.0, "cat", 1),
     ]
     assert [(row["true"], row["guess"], row["times"]) for row in wrong["confusions"]] == [
         ("bee", "cat", "1 of 2 images"),
