@@ -19,7 +19,7 @@ from utils.parse_config import ConfigParser, merge, parameters_of, parse_assignm
 CONFIGS = Path("configs")
 SCRIPTS = {"imagenet": "imagenet", "places": "places", "iNaturalist": "inat"}  # first word of a data set -> suffix
 RESERVED = ("name", "seed", "trainer;save_dir")
-CHECKPOINTS = ("last", "model_best")
+CHECKPOINTS = {"last": "last epoch", "model_best": "best epoch"}
 #: Jobs after training, each with results in a folder of its name: experts weighted equally, weights learned as
 #: published (only for TADE), test prior estimated (only on the last checkpoint: it takes more passes).
 EQUAL, LEARNED, PRIOR = "test_all", "test_train", "test_prior"
@@ -37,8 +37,8 @@ class Run:
         folder: the run's folder.
         config: of its training.
         train: the command that trains it.
+        resume: the command that trains it further, without its checkpoint.
         tests: job -> the command that does it, without its checkpoint.
-        on_device: the -d of all its commands, or nothing.
     """
 
     data: str
@@ -47,8 +47,8 @@ class Run:
     folder: Path
     config: ConfigParser
     train: list[str]
+    resume: list[str]
     tests: dict[str, list[str]]
-    on_device: list[str]
 
     def __str__(self) -> str:
         return f"{self.data} {self.method} seed {self.seed}"
@@ -63,12 +63,9 @@ class Run:
     def results(self, job: str, name: str) -> Path:
         return results_dir(self.checkpoint(name), job) / "results.json"
 
-    def resume(self, checkpoint: Path) -> list[str]:
-        return ["python", "train.py", "-r", str(checkpoint), *self.on_device]
-
     def test(self, job: str, name: str) -> list[str]:
         """The command of a job on the checkpoint "last" or "model_best"."""
-        # The script of LEARNED does it as well: beside its results, those of PRIOR need a folder of their own.
+        # It is the script of LEARNED that does PRIOR: each needs a folder of its own.
         output = ["-o", str(self.results(job, name).parent)] if job == PRIOR else []
         return [*self.tests[job], "-r", str(self.checkpoint(name)), *output]
 
@@ -82,39 +79,28 @@ class Run:
         return [self.train, *(self.test(job, "last") for job in self.tests)]
 
 
-def plan_runs(
-    data: Sequence[str],
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    output: Path,
-    *,
-    configs: Mapping[str, Path] | None = None,
-    **options,
-) -> list[Run]:
-    """One run for each data set, method and seed; their configs are checked, for training and for testing.
+def plan_runs(configs: Mapping[tuple[str, str], Path], seeds: Sequence[int], output: Path, **options) -> list[Run]:
+    """One run for each config and seed; all is checked that can be without reading data.
 
     Args:
-        data, methods: as in configs/config_DATA_METHOD.json.
+        configs: (data, method) -> training config, see `config_path` and `write_own_configs`.
         seeds: one run each.
         output: folder of all runs.
-        configs: the configs of the methods on one's own data, see `write_own_configs`.
         options: see `plan_run`.
 
     Raises:
-        UserError: a config is missing, an option does not fit one, or two runs would share a folder.
+        UserError: an option does not fit a config, or two runs would share a folder.
     """
     runs: dict[Path, Run] = {}
-    for name in data:
-        for method in methods:
-            path = configs[method] if configs else config_path(name, method)
-            for seed in seeds:
-                run = plan_run(name, method, path, seed, output, **options)
-                if run.folder in runs:
-                    raise UserError(
-                        f"{run} and {runs[run.folder]} would both be {run.folder}: give every data set, method "
-                        'and seed once, and every config a "name" of its own.'
-                    )
-                runs[run.folder] = run
+    for (data, method), path in configs.items():
+        for seed in seeds:
+            run = plan_run(data, method, path, seed, output, **options)
+            if run.folder in runs:
+                raise UserError(
+                    f"{run} and {runs[run.folder]} would both be {run.folder}: give every seed once, and every "
+                    'config a "name" of its own.'
+                )
+            runs[run.folder] = run
     return list(runs.values())
 
 
@@ -160,53 +146,51 @@ def plan_run(
     """
     base = make_config(read_json(path))
     folder = output / base["name"] / f"seed{seed}"
-    section = {text: parse_assignment(text)[0].split(";")[0] for text in assignments}
     for text in assignments:
         if (reserved := parse_assignment(text)[0]) in RESERVED:
             raise UserError(f"--set cannot change {reserved} of a comparison: use --output and --seeds.")
-    if quick:
-        section = {**quick_changes(base), **section}
-    on_device = ["-d", device] if device else []
+    section = {
+        text: text.split(";")[0].split("=")[0] for text in [*(quick_changes(base) if quick else []), *assignments]
+    }
 
-    def command(script: str, *words: object, given: Sequence[str]) -> list[str]:
+    def command(script: str, *words: object, given: Sequence[str] = ()) -> list[str]:
+        on_device = ["-d", device] if device else []
         sets = [word for text in given for word in ("--set", text)]
         return ["python", script, *map(str, words), *on_device, *sets]
 
-    training = [text for text, key in section.items() if key not in ("averaged_views", "aggregator")]
-    testing = [text for text, key in section.items() if key in ("data_loader", "averaged_views")]
-    learning = [text for text, key in section.items() if key in ("data_loader", "averaged_views", "aggregator")]
     words = ["-c", path, "--seed", seed, "--save_dir", output, "--run_id", folder.name]
-    train = command("train.py", *words, *(["--epochs", epochs] if epochs else []), given=training)
+    words += ["--epochs", epochs] if epochs else []
+    training = [text for text, key in section.items() if key not in ("averaged_views", "aggregator")]
+    train = command("train.py", *words, given=training)
     config = training_config(parse("", train[2:], training=True).config)
     config.build("trainer")
     own = config["data_loader"]["type"] == "ListDataLoader"
     suffix = "imagenet" if own else SCRIPTS.get(data.split("_")[0], "cifar")
-    adapting = {PRIOR: ("prior", testing + ["averaged_views=0"] * quick)}
+    testing = [text for text, key in section.items() if key in ("data_loader", "averaged_views")]
+    learning = [text for text, key in section.items() if text in testing or key == "aggregator"]
+    adapting = {PRIOR: testing + ["averaged_views=0"] * quick}
     if config["loss"]["type"] == "DiverseExpertLoss":
-        adapting = {LEARNED: ("tade", learning), **adapting}
+        adapting = {LEARNED: learning, **adapting}
     tests = {EQUAL: command(f"test_all_{suffix}.py", given=testing)}
-    for job, (kind, given) in adapting.items():
-        words = ["-c", adapting_config(data, method, kind), "--seed", seed]
+    for job, given in adapting.items():
+        words = ["-c", adapting_config(data, method, job), "--seed", seed]
         tests[job] = command(f"test_train_{suffix}.py", *words, given=given)
-    run = Run(data, method, seed, folder, config, train, tests, on_device)
+    run = Run(data, method, seed, folder, config, train, command("train.py"), tests)
     for job in tests:
         evaluation_config({"format": 1, "config": config.config}, run.changes(job), path)
     return run
 
 
-def adapting_config(data: str, method: str, kind: str) -> Path:
-    """The config/test_time_*.json of a method on a data set; the example's where they have none of their own.
-
-    Args:
-        data, method: as in configs/config_DATA_METHOD.json.
-        kind: "tade", the published way, or "prior".
-    """
-    names = [f"{data}_{method}"] if kind == "tade" else []
-    names += [f"{data}_{kind}", "custom_example" + ("" if kind == "tade" else "_prior")]
-    return next(path for name in names if (path := CONFIGS / f"test_time_{name}.json").exists())
+def adapting_config(data: str, method: str, job: str) -> Path:
+    """The config of a job after training; the example's where data set and method have none of their own."""
+    names = {
+        LEARNED: [f"{data}_{method}", f"{data}_tade", "custom_example"],
+        PRIOR: [f"{data}_prior", "custom_example_prior"],
+    }
+    return next(path for name in names[job] if (path := CONFIGS / f"test_time_{name}.json").exists())
 
 
-def write_own_configs(own: Path, methods: Sequence[str], output: Path) -> dict[str, Path]:
+def write_own_configs(own: Path, methods: Sequence[str], output: Path) -> dict[tuple[str, str], Path]:
     """The configs of several methods on the data of one's own config, written into a folder.
 
     Args:
@@ -215,23 +199,19 @@ def write_own_configs(own: Path, methods: Sequence[str], output: Path) -> dict[s
         output: gets config_NAME_METHOD.json.
 
     Returns:
-        Method -> file.
+        (NAME, method) -> file.
 
     Raises:
         UserError: the config is wrong, or a method is unknown.
     """
-    base = make_config(read_json(own)).config
-    contents = {method: json.dumps(method_config(base, method), indent=2) + "\n" for method in methods}
-    files = {method: output / f"config_{own_name(own)}_{method}.json" for method in methods}
+    base, name = make_config(read_json(own)).config, own.stem.removeprefix("config_")
+    files = {}
     make_folder(output)
-    for method, content in contents.items():
-        write_atomically(files[method], content.encode())
+    for method in methods:
+        files[name, method] = output / f"config_{name}_{method}.json"
+        content = json.dumps(method_config(base, method), indent=2) + "\n"
+        write_atomically(files[name, method], content.encode())
     return files
-
-
-def own_name(own: Path) -> str:
-    """What the data of one's own config are called in a comparison."""
-    return own.stem.removeprefix("config_")
 
 
 def method_config(own: Mapping, method: str) -> dict:
@@ -260,11 +240,8 @@ def method_config(own: Mapping, method: str) -> dict:
     return {**merge({**config, "loss": recipe["loss"]}, loss), "arch": {**own["arch"], "args": arguments}}
 
 
-def quick_changes(config: ConfigParser) -> dict[str, str]:
-    """Assignments of `quick` and their sections: three test distributions, one test-time pass."""
+def quick_changes(config: ConfigParser) -> list[str]:
+    """Assignments of `quick`: three test distributions, one test-time pass."""
     names = config.complete()["data_loader"]["args"].get("distributions", ["uniform"])
     kept = list(dict.fromkeys([names[0], "uniform", names[-1]]))
-    return {
-        f"data_loader;args;distributions={json.dumps(kept)}": "data_loader",
-        "aggregator;args;epochs=1": "aggregator",
-    }
+    return [f"data_loader;args;distributions={json.dumps(kept)}", "aggregator;args;epochs=1"]

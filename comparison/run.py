@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from commands.gflops import cost_of
-from comparison.plan import CHECKPOINTS, EQUAL, LEARNED, PRIOR, Run, own_name, plan_runs, write_own_configs
+from comparison.plan import CHECKPOINTS, EQUAL, LEARNED, PRIOR, Run, config_path, plan_runs, write_own_configs
 from comparison.tables import cost_table, records, row_label, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.workers import usable_cores
@@ -32,7 +32,6 @@ from utils.reference_config import config_of
 from utils.signals import StopSignals, signal_status
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("softmax", "ride", "tade")
 WAYS = {EQUAL: "equal weights", LEARNED: "test-time training", PRIOR: "estimated prior"}
 QUICK_EPOCHS = 2
 SHARED_GPU_RUNS = 3  # runs on small images that share a GPU
@@ -127,7 +126,7 @@ def commands_left(run: Run) -> Iterator[tuple[str, list[str]]]:
             )
         if saved != [last] or not is_trained(checkpoint, trained):
             title = f"training goes on after epoch {position(checkpoint)}; {epochs} in all"
-            yield title, run.resume(saved[0])
+            yield title, [*run.resume, "-r", str(saved[0])]
     for name in CHECKPOINTS:
         for job in run.tests:
             wanted = name == "last" or job != PRIOR
@@ -184,7 +183,7 @@ def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
     rows, evaluated, costs = [], [], []
     for run in runs:
         checkpoint = load_checkpoint(run.checkpoint("last"))
-        for name, kept in zip(CHECKPOINTS, ("last epoch", "best epoch"), strict=True):
+        for name, kept in CHECKPOINTS.items():
             for job in run.tests:
                 if run.results(job, name).exists():
                     results = read_results(run, job, name)
@@ -192,20 +191,13 @@ def compare(runs: list[Run], output: Path, command: str, note: str) -> None:
                     where = {"data": run.data, "row": row, "seed": run.seed, "checkpoint": kept}
                     rows += records(results, method=run.method, **where)
                     evaluated.append(Evaluated(results=results, **where))
-        costs.append(
-            {
-                "data": run.data,
-                "method": run.method,
-                "epochs": checkpoint["epoch"],
-                "seconds": checkpoint.get("seconds"),
-                "device": checkpoint["device"],
-                "torch": read_results(run, EQUAL, "last").torch,
-            }
-        )
+        cost = {"data": run.data, "method": run.method, "epochs": checkpoint["epoch"]}
+        cost |= {"seconds": checkpoint["seconds"], "device": checkpoint["device"]}
+        costs.append({**cost, "torch": read_results(run, EQUAL, "last").torch})
     first = {(run.data, run.method): run for run in reversed(runs)}
-    cost = cost_table(costs, {key: cost_of(run.config).loc["total"] for key, run in first.items()})
+    total = cost_table(costs, {key: cost_of(run.config).loc["total"] for key, run in first.items()})
     commands = [shlex.join(words) for run in reversed(first.values()) for words in run.commands]
-    announce(write_comparison(output, rows, evaluated, cost, command, note, commands))
+    announce(write_comparison(output, rows, evaluated, total, command, note, commands))
 
 
 def check_data(runs: list[Run]) -> None:
@@ -222,46 +214,25 @@ def check_data(runs: list[Run]) -> None:
 def main(description: str, arguments: list[str] | None = None) -> int:
     """Parse the command line of reproduce.py and do it all; returns the exit status."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    names = {"nargs": "+", "metavar": "NAME"}
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--data",
-        nargs="+",
-        metavar="NAME",
-        default=["cifar100_ir100"],
-        help="data sets with their imbalance ratio, as in the names of configs (default: %(default)s)",
+        "--data", **names, default=["cifar100_ir100"], help="data sets and ratios, as in names of configs"
     )
     source.add_argument(
-        "-c",
-        "--config",
-        type=Path,
-        metavar="JSON",
-        help="a training config of your own: the methods on its data, instead of --data",
+        "-c", "--config", type=Path, metavar="JSON", help="a training config of your own, to take its data"
     )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        metavar="NAME",
-        default=list(METHODS),
-        help="methods, as in the names of configs (default: %(default)s)",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="one run each (default: 1)")
-    parser.add_argument("--epochs", type=int, help="shorten the schedule to so many epochs, steps in proportion")
-    parser.add_argument("--quick", action="store_true", help="two epochs, three distributions, one test-time pass")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY;PATH=VALUE",
-        dest="assignments",
-        help="any value of the training configs; data_loader also in testing, aggregator only there",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        help=f"runs side by side (default: one a core; on a GPU {SHARED_GPU_RUNS} with small images, else 1)",
-    )
-    parser.add_argument("-d", "--device", help="as in train.py")
-    parser.add_argument(
+    add("--methods", **names, default=["softmax", "ride", "tade"], help="as in names of configs (default: %(default)s)")
+    add("--seeds", nargs="+", type=int, default=[1], help="one run each (default: 1)")
+    add("--epochs", type=int, help="shorten the schedule to so many epochs, steps in proportion")
+    add("--quick", action="store_true", help="two epochs, three distributions, one test-time pass")
+    text = "any value of the training configs; data_loader also in testing, aggregator only there"
+    add("--set", action="append", default=[], metavar="KEY;PATH=VALUE", dest="assignments", help=text)
+    text = f"runs side by side (default: one a core; on a GPU {SHARED_GPU_RUNS} with small images, else 1)"
+    add("--jobs", type=int, help=text)
+    add("-d", "--device", help="as in train.py")
+    add(
         "-o",
         "--output",
         type=Path,
@@ -273,12 +244,14 @@ def main(description: str, arguments: list[str] | None = None) -> int:
             raise UserError(f"--{name} must be at least 1, not {value}.")
     kind = "_quick" if args.quick else f"_{args.epochs}_epochs" if args.epochs else ""
     output = args.output or Path("saved", f"reproduce{kind}")
+    if args.config:
+        configs = write_own_configs(args.config, args.methods, output)
+    else:
+        configs = {(data, method): config_path(data, method) for data in args.data for method in args.methods}
     runs = plan_runs(
-        [own_name(args.config)] if args.config else args.data,
-        args.methods,
+        configs,
         args.seeds,
         output,
-        configs=write_own_configs(args.config, args.methods, output) if args.config else None,
         epochs=args.epochs or (QUICK_EPOCHS if args.quick else None),
         assignments=args.assignments,
         device=args.device,

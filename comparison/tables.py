@@ -121,18 +121,11 @@ def published_table(data: str) -> pd.DataFrame | None:
 
 def commit() -> str:
     """The commit of the code, "-dirty" if changed since; "unknown" outside a git checkout."""
+    git = ["git", "-C", str(PUBLISHED.parent), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=PUBLISHED.parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
 
 
 def write_comparison(

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, call_script
 
 from comparison import run as comparison
-from comparison.plan import Run, method_config, own_name, plan_runs, quick_changes, write_own_configs
+from comparison.plan import Run, config_path, method_config, plan_runs, quick_changes, write_own_configs
 from comparison.tables import accuracy_table, mean_and_deviation
 from trainer.registry import make_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -67,7 +67,8 @@ def finished(tmp_path_factory) -> Path:
 
 
 def planned(output: Path, *changes: str) -> Run:
-    return plan_runs(["digits"], ["tade"], [1], output, epochs=2, assignments=[*SET, *changes], device="cpu")[0]
+    configs = {("digits", "tade"): config_path("digits", "tade")}
+    return plan_runs(configs, [1], output, epochs=2, assignments=[*SET, *changes], device="cpu")[0]
 
 
 def test_report_table_and_plots(finished):
@@ -133,7 +134,7 @@ def test_only_what_other_results_checkpoints_and_options_need_is_done_again(fini
     assert left("trainer;early_stop=3") == tests  # it has stopped by itself
     last.unlink()  # killed in its first epoch
     ((_, resuming),) = comparison.commands_left(planned(finished))
-    assert resuming[:4] == ["python", "train.py", "-r", str(last.parent / "model_best.pth")]
+    assert resuming[-2:] == ["-r", str(last.parent / "model_best.pth")]
     last.write_bytes(content)
 
 
@@ -225,7 +226,7 @@ def runs(process: str) -> bool:
 def test_methods_on_the_data_of_ones_own_config(own, experts, tmp_path):
     path = ROOT / "configs" / f"config_{own}.json"
     files = write_own_configs(path, ["softmax", "ride", "tade"], tmp_path / "out")
-    configs, base = {method: read_json(file) for method, file in files.items()}, read_json(path)
+    configs, base = {method: read_json(file) for (_, method), file in files.items()}, read_json(path)
     assert [c["loss"]["type"] for c in configs.values()] == ["CrossEntropyLoss", "RIDELoss", "DiverseExpertLoss"]
     assert [c["arch"]["args"]["num_experts"] for c in configs.values()] == [1, 3, 3]
     assert [c["arch"]["args"]["use_norm"] for c in configs.values()] == [False, True, True]
@@ -236,9 +237,9 @@ def test_methods_on_the_data_of_ones_own_config(own, experts, tmp_path):
             assert config[section] == base[section]
     kept = "softmax" if experts == 1 else "tade"
     assert {k: v for k, v in configs[kept].items() if k != "name"} == {k: v for k, v in base.items() if k != "name"}
-    planned = plan_runs([own_name(path)], list(files), [1], tmp_path / "out", configs=files)
+    planned = plan_runs(files, [1], tmp_path / "out")
     assert len({run.folder for run in planned}) == 3 and [len(run.tests) for run in planned] == [2, 2, 3]
-    assert str(files["ride"]) in planned[1].train
+    assert str(files[own, "ride"]) in planned[1].train
 
 
 def test_stages_that_start_from_weights_keep_their_width():
