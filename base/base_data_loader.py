@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ class TrainedOn:
     class_names: list[str] | None = None
 
 
+@dataclass(frozen=True)
 class EvaluationBatches:
     """Batches that can be iterated again and again, with the labels of all images.
 
@@ -41,29 +42,21 @@ class EvaluationBatches:
             place. None where such an image ends the iteration.
     """
 
-    def __init__(
-        self,
-        make: Callable[[Sequence[slice]], Iterator[tuple[Tensor, ...]]],
-        parts: Sequence[slice],
-        targets: Tensor,
-        source: str,
-        bad: dict[int, BadImage] | None = None,
-    ):
-        self._make = make
-        self.parts = parts
-        self.targets = targets
-        self.source = source
-        self.bad = bad
+    make: Callable[[Sequence[slice]], Iterator[tuple[Tensor, ...]]]
+    parts: Sequence[slice]
+    targets: Tensor
+    source: str
+    bad: dict[int, BadImage] | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        return self._make(self.parts)
+        return self.make(self.parts)
 
     def shard(self, rank: int, world_size: int) -> "EvaluationBatches":
         """The batches of one of several processes; the labels stay those of all images."""
-        return EvaluationBatches(self._make, self.parts[rank::world_size], self.targets, self.source, self.bad)
+        return replace(self, parts=self.parts[rank::world_size])
 
 
 class ImageSource(ABC):

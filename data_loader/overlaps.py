@@ -16,10 +16,11 @@ def real_paths(images: ImageList) -> list[bytes]:
     folders: dict[bytes, bytes] = {}
     found = []
     for path in images.paths.tolist():
-        folder, file = os.path.split(path)
-        if folder not in folders:
-            folders[folder] = os.path.realpath(os.path.join(root, folder))
-        found.append(os.path.join(folders[folder], file))
+        folder, slash, file = path.rpartition(b"/")
+        real = folders.get(folder + slash)
+        if real is None:
+            real = folders[folder + slash] = os.path.realpath(os.path.join(root, folder + slash)) + b"/"
+        found.append(real + file)
     return found
 
 
