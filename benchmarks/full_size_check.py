@@ -110,7 +110,7 @@ def main() -> None:
         images = loader.test.select(np.arange(min(args.images, len(loader.test.targets))))
         start = time.perf_counter()
         copy = inference_copy(network, loader.image_size)
-        logits = expert_logits(copy, images.batches(), torch.device("cpu"), "test images")
+        logits = expert_logits(copy, [images.batches()], torch.device("cpu"), "test images")
         print(
             f"{lists.split('/')[1]}: {sum(loader.cls_num_list)} training images, loader ready in {ready:.2f} s and "
             f"{loader_memory:.2f} GB, first batch after {first_batch:.1f} s, a step of 8 images {step:.1f} s (loss "

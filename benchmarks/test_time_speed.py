@@ -54,7 +54,7 @@ def plain_evaluation(network, loader, distributions, device):
 
 def our_evaluation(network, loader, distributions, device):
     batches = loader.test.batches()
-    logits = expert_logits(inference_copy(network, loader.image_size), batches, device, "evaluation")
+    logits = expert_logits(inference_copy(network, loader.image_size), [batches], device, "evaluation")
     scorer = Scorer(logits, batches.targets, loader.cls_num_list)
     return {name: scorer.score_equal_weights(indices).top1 for name, indices in distributions.items()}
 

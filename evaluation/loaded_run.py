@@ -16,7 +16,7 @@ from evaluation.aggregators import aggregator_maker
 from evaluation.calibration import CalibrationRecord, fit_record, stored_calibration
 from evaluation.results import CheckpointRecord
 from model.inference import inference_copy
-from model.logits import check_finite, expert_logits, mean_logits, selected
+from model.logits import check_finite, expert_logits, selected
 from model.loss import CrossEntropyLoss, DiverseExpertLoss
 from tade import Aggregator, Calibration, class_prior
 from tade.priors import EPSILON
@@ -111,11 +111,9 @@ class LoadedRun:
         """
         what = "test images"
         distributed.by_first_process(self.images.check_files)
-        if views := self.mild_views:
-            logits = mean_logits(self.network, self.images.mild_view, views, self.device, what)
-        else:
-            logits = expert_logits(self.network, self.images.batches(), self.device, what, shared=True)
-        return check_finite(logits, what)
+        mild_views = (self.images.mild_view(number) for number in self.mild_views)
+        views = mild_views if self.mild_views else [self.images.batches()]
+        return check_finite(expert_logits(self.network, views, self.device, what, shared=True), what)
 
     @cached_property
     def bad_images(self) -> dict[int, BadImage]:

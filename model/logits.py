@@ -1,6 +1,6 @@
-"""Expert logits of many images: one pass of the network, no gradient; or their mean over several views."""
+"""Expert logits of many images: one pass of the network, no gradient, once or in several views."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -22,20 +22,26 @@ def network_logits(network: nn.Module, images: Tensor, device: torch.device) -> 
 
 
 def expert_logits(
-    network: nn.Module, batches: EvaluationBatches, device: torch.device, description: str, shared: bool = False
+    network: nn.Module, views: Iterable[EvaluationBatches], device: torch.device, description: str, shared: bool = False
 ) -> Tensor:
-    """Expert logits of all images, in order: [N, E, C], float32 on the CPU. One pass of the network, no gradient.
+    """Expert logits of all images, in order, the mean over their views: [N, E, C], float32 on the CPU.
+
+    Without gradient. However many views there are, there is one tensor of that size.
 
     Args:
         network: see `network_logits`.
-        batches: of the images.
+        views: batches of the same images, once or in several views; each costs a pass of the network.
         device: of the network.
         description: of the progress bar.
         shared: all processes call this, share the work, and get all of the logits.
     """
-    buffer = LogitsBuffer(len(batches.targets))
-    for part, (images, _) in numbered(shard_of_process(batches) if shared else batches, description):
-        buffer.put(part, network_logits(network, images, device))
+    buffer = None
+    for k, batches in enumerate(views):
+        buffer = buffer or LogitsBuffer(len(batches.targets))
+        title = f"{description}, view {k + 1}" if k else description
+        for part, (images, _) in numbered(shard_of_process(batches) if shared else batches, title):
+            buffer.put(part, network_logits(network, images, device), k)
+    assert buffer is not None
     return buffer.gathered() if shared else buffer.filled()
 
 
@@ -72,41 +78,6 @@ def selected(logits: Tensor, indices: np.ndarray) -> Tensor:
     return logits[torch.as_tensor(indices)]
 
 
-def mean_logits(
-    network: nn.Module,
-    view_batches: Callable[[int], EvaluationBatches],
-    numbers: Sequence[int],
-    device: torch.device,
-    description: str,
-) -> Tensor:
-    """Mean of the expert logits over several views of the same images: [N, E, C], as `expert_logits` of one view.
-
-    All processes call this, share the work, and get all of the means.
-
-    A running mean, updated in place: however many views, there is one tensor of that size.
-
-    Args:
-        network: see `network_logits`.
-        view_batches: number of a view -> its batches.
-        numbers: of the views; each costs a pass of the network.
-        device: of the network.
-        description: of the progress bars.
-    """
-    titles = [f"{description}, view {k + 1} of {len(numbers)}" for k in range(len(numbers))]
-    first = view_batches(numbers[0])
-    mean = LogitsBuffer(len(first.targets))
-    for k in range(len(numbers)):
-        batches = first if k == 0 else view_batches(numbers[k])
-        for part, (images, _) in numbered(shard_of_process(batches), titles[k]):
-            logits = network_logits(network, images, device)
-            if k == 0:
-                mean.put(part, logits)
-            else:
-                assert mean.data is not None
-                mean.data[part].lerp_(logits, 1 / (k + 1))
-    return mean.gathered()
-
-
 class LogitsBuffer:
     """Collects batches into one tensor of a known length, without a second copy of it in memory.
 
@@ -119,12 +90,15 @@ class LogitsBuffer:
         self.used = 0
         self.data: Tensor | None = None
 
-    def put(self, part: slice, batch: Tensor) -> None:
-        """Keep the logits of some images, [B, ...]."""
+    def put(self, part: slice, batch: Tensor, view: int = 0) -> None:
+        """Keep the logits [B, ...] of some images; those of view 1, 2, ... go into the mean with the views before."""
         if self.data is None:
             self.data = batch.new_zeros(self.length, *batch.shape[1:])
-        self.data[part] = batch
-        self.used += len(batch)
+        if view == 0:
+            self.data[part] = batch
+            self.used += len(batch)
+        else:
+            self.data[part].lerp_(batch, 1 / (view + 1))
 
     def filled(self) -> Tensor:
         """The logits of all images."""

@@ -36,7 +36,7 @@ def network():
 def test_expert_logits_are_in_the_order_of_the_images(network):
     loader = ImbalanceDigitsDataLoader(8)
     batches = loader.test.batches()
-    logits = expert_logits(inference_copy(network, 16), batches, CPU, "test")
+    logits = expert_logits(inference_copy(network, 16), [batches], CPU, "test")
     assert logits.shape == (500, 3, 10) and not logits.requires_grad
     images = torch.cat([images for images, _ in batches])
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_selections_equal_a_pass_over_each_distribution(network):
     """The accuracies from stored logits are those of running the network on every distribution's images again."""
     loader, copy = ImbalanceDigitsDataLoader(8), inference_copy(network, 16)
     batches, distributions = loader.test.batches(), loader.test_distributions()
-    scorer = Scorer(expert_logits(copy, batches, CPU, "test"), batches.targets, loader.cls_num_list)
+    scorer = Scorer(expert_logits(copy, [batches], CPU, "test"), batches.targets, loader.cls_num_list)
     images = torch.cat([images for images, _ in batches])
     for name in ("forward50", "backward5"):
         indices = torch.as_tensor(distributions[name])
@@ -115,7 +115,7 @@ def views_of_run(trained_digits, crops, **more):
 def test_averaged_logits_are_the_mean_of_explicit_passes(trained_digits, plain_run):
     run = views_of_run(trained_digits, 3)
     assert run.mild_views == [0, 2, 3, 4]  # digits have no mirror image
-    passes = [expert_logits(run.network, run.loader.test.mild_view(n), CPU, "view") for n in run.mild_views]
+    passes = [expert_logits(run.network, [run.loader.test.mild_view(n)], CPU, "view") for n in run.mild_views]
     assert torch.equal(passes[0], plain_run.test_logits)
     torch.testing.assert_close(run.test_logits, torch.stack(passes).mean(dim=0), atol=1e-5, rtol=1e-5)
     assert torch.equal(run.test_logits, views_of_run(trained_digits, 3).test_logits)
@@ -192,7 +192,7 @@ class Digits:
         self.asked = []  # images of every pass
 
     def logits(self):
-        return expert_logits(self.network, self.loader.test.batches(), CPU, "test")
+        return expert_logits(self.network, [self.loader.test.batches()], CPU, "test")
 
     def views_of(self, indices, pass_number):
         self.asked.append(len(indices))

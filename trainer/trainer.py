@@ -189,7 +189,7 @@ class Trainer(BaseTrainer):
         """What a network does on the validation images, see `measure`."""
         network = inference_copy(model, self.loader.image_size)
         network.register_forward_pre_hook(self._stop_validating)
-        logits = expert_logits(network, batches, self.device, "validation")
+        logits = expert_logits(network, [batches], self.device, "validation")
         targets = batches.targets
         if batches.bad:
             self._list_bad_images([batches.bad], len(targets))
