@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -17,7 +18,7 @@ from deploy.model_card import figures_of, model_card
 from deploy.prediction_files import FORMATS, check_format, paths_in
 from deploy.watch import Inbox, watch
 from evaluation.adaptation import adapt, new_aggregator
-from evaluation.aggregators import aggregator_maker, aggregator_section, wants_calibration
+from evaluation.aggregators import aggregator_section, build_aggregator, wants_calibration
 from evaluation.calibration import calibration_path, save_calibration
 from evaluation.evaluation import evaluate, evaluate_test_set
 from evaluation.given_prior import with_prior
@@ -227,7 +228,6 @@ def prediction_record(run: LoadedRun, predictions: Predictions, options: Options
 
 def certainty(predictions: Predictions) -> dict[str, float | int]:
     """Mean probability of the predicted classes, and how many images the experts weighted equally call otherwise."""
-    assert predictions.equal_weights
     probability, label = predictions.log_probabilities.max(dim=1)
     changed = int((label != predictions.equal_weights[0]).sum())
     return {"mean_confidence": float(probability.exp().mean()), "changed": changed}
@@ -246,7 +246,7 @@ def check_adaptation(run: LoadedRun, options: Options) -> None:
 
     No calibration is looked for yet: that may take a pass of the network.
     """
-    new_aggregator(run, aggregator_maker(run.config), options.stream, options.stream_batch)
+    new_aggregator(run, partial(build_aggregator, run.config), options.stream, options.stream_batch)
 
 
 def run_calibrate(options: Options) -> dict:

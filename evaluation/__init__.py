@@ -3,9 +3,8 @@ known test prior, adapt_oracle for the bound."""
 
 from evaluation.adaptation import adapt
 from evaluation.evaluation import evaluate
-from evaluation.given_prior import with_prior
+from evaluation.given_prior import adapt_oracle, with_prior
 from evaluation.loaded_run import LoadedRun, load_run
-from evaluation.oracle import adapt_oracle
 from evaluation.prediction import PredictionStream, predict, predict_stream
 
 __all__ = [

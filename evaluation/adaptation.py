@@ -9,7 +9,7 @@ from torch import Tensor
 from base.base_data_loader import ImageSource
 from evaluation.aggregators import AggregatorMaker, aggregator_section
 from evaluation.calibration import CalibrationRecord
-from evaluation.evaluation import chosen_distributions, predicted_on, results_of, scorer_of
+from evaluation.evaluation import chosen_distributions, results_of, scorer_of, views_text
 from evaluation.loaded_run import LoadedRun
 from evaluation.results import DistributionResult, Results
 from model.logits import LogitsBuffer, check_finite, network_logits, numbered, selected, shard_of_process
@@ -48,7 +48,18 @@ def adapt(
     distributions = chosen_distributions(run, names)
     chosen = make_aggregator or run.make_aggregator
     aggregators = {name: new_aggregator(run, chosen, stream, stream_batch) for name in distributions}
-    protocol = protocol_of(next(iter(aggregators.values())), stream, stream_batch, predicted_on(run))
+    one = next(iter(aggregators.values()))
+    kind = type(one).__name__
+    if isinstance(one, GivenPriorAggregator):
+        protocol = f"Known test prior ({kind}), the same for all: nothing learned"
+    else:
+        what = "Test-time training" if isinstance(one, StabilityAggregator) else "Adaptation"
+        images = "on each distribution's own unlabeled test images"
+        if stream:
+            batches = f"batches of {stream_batch}, each predicted right after learning from it"
+            images = f"from a stream of the test images in {batches}"
+        views = ", random views shared between distributions" if "views" in one.needs else ""
+        protocol = f"{what} ({kind}): learned {images}{views}"
     results = adapted_results(run, distributions, aggregators, protocol, stream, stream_batch)
     if make_aggregator is None:
         results.config = {**results.config, "aggregator": aggregator_section(run.config)}
@@ -68,22 +79,21 @@ def adapted_results(
     Args:
         run: from `load_run`.
         distributions, aggregators: by name of the distribution.
-        protocol: how, in words; which calibration was used is added.
+        protocol: how, in words; what is predicted on and which calibration is used are added.
         stream, stream_batch: see `adapt`.
     """
-    used = calibration_used(run, next(iter(aggregators.values())))
-    results = results_of(run, protocol + calibration_text(used, next(iter(aggregators.values()))))
+    one = next(iter(aggregators.values()))
+    used = calibration_used(run, one)
+    calibrated = used.sentence() if used else "Not calibrated." if hasattr(one, "calibration") else ""
+    predicted = views_text(run) or "un-augmented images"
+    results = results_of(run, f"{protocol}; predictions on {predicted}. {calibrated}".rstrip())
     results.calibration = used.to_json() if used else None
-    scorer = scorer_of(run)
-    views_of = view_source(run)
+    scorer, work = scorer_of(run), (aggregators, run.test_logits, distributions, view_source(run), run.seed)
     if stream:
-        scores = follow_streams(aggregators, run.test_logits, distributions, views_of, run.seed, stream_batch)
+        scores = follow_streams(*work, stream_batch)
     else:
-        fit_all(aggregators, run.test_logits, distributions, views_of, run.seed)
-        scores = (
-            (name, aggregator.predict(selected(run.test_logits, distributions[name])))
-            for name, aggregator in aggregators.items()
-        )
+        fit_all(*work)
+        scores = ((name, a.predict(selected(run.test_logits, distributions[name]))) for name, a in aggregators.items())
     for name, of_distribution in scores:
         result = scorer.score_beside_equal_weights(distributions[name], of_distribution)
         report = aggregators[name].report()
@@ -94,7 +104,7 @@ def adapted_results(
     return results
 
 
-def calibration_used(run: LoadedRun, aggregator: Aggregator) -> CalibrationRecord | None:
+def calibration_used(run: LoadedRun, aggregator: Aggregator | None) -> CalibrationRecord | None:
     """The calibration of an aggregator with its source; None where it takes or has none."""
     used = getattr(aggregator, "calibration", None)
     if used in (None, Calibration()):
@@ -102,29 +112,7 @@ def calibration_used(run: LoadedRun, aggregator: Aggregator) -> CalibrationRecor
     record = vars(run).get("calibration_record")  # never computed just to compare
     if record and record.calibration == used:
         return record
-    return CalibrationRecord(*used.numbers, standard_errors=used.standard_errors, source="numbers that were given")
-
-
-def calibration_text(used: CalibrationRecord | None, aggregator: Aggregator) -> str:
-    """What a protocol says of the calibration; nothing where the aggregator takes none."""
-    if not hasattr(aggregator, "calibration"):
-        return ""
-    return f" {used.sentence()}" if used else " Not calibrated."
-
-
-def protocol_of(aggregator: Aggregator, stream: bool, stream_batch: int, predicted: str) -> str:
-    """How the figures were made, in words; `predicted` says what predictions were made on."""
-    name = type(aggregator).__name__
-    if isinstance(aggregator, GivenPriorAggregator):
-        return f"Known test prior ({name}), the same for all: nothing learned; predictions on {predicted}."
-    learned = (
-        f"from a stream of the test images in batches of {stream_batch}, each predicted right after learning from it"
-        if stream
-        else "on each distribution's own unlabeled test images"
-    )
-    views = ", random views shared between distributions" if "views" in aggregator.needs else ""
-    what = "Test-time training" if isinstance(aggregator, StabilityAggregator) else "Adaptation"
-    return f"{what} ({name}): learned {learned}{views}; predictions on {predicted}."
+    return CalibrationRecord(used, "numbers that were given")
 
 
 def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_batch: int) -> Aggregator:
@@ -146,11 +134,7 @@ def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_b
 
 def view_source(run: LoadedRun) -> ViewsOf:
     """Where a run's views come from: two passes of the network for each pass of an aggregator."""
-
-    def views_of(indices: np.ndarray, pass_number: int) -> Views:
-        return two_view_logits(run.network, run.images, indices, pass_number, run.device)
-
-    return views_of
+    return lambda indices, number: two_view_logits(run.network, run.images, indices, number, run.device)
 
 
 def two_view_logits(
@@ -189,29 +173,20 @@ def fit_all(
         views_of: asked once for each pass.
         seed: of shuffling.
     """
-    pass_number, active = 0, list(aggregators)
     for aggregator in aggregators.values():
         aggregator.reset()
+    active, pass_number = list(aggregators), 0
     while active:
-        needing = [name for name in active if "views" in aggregators[name].needs]
-        indices = np.unique(np.concatenate([distributions[name] for name in needing])) if needing else None
-        views = views_of(indices, pass_number) if needing else None
+        pair = shared_views({name: aggregators[name] for name in active}, distributions, views_of, pass_number)
         unfinished = []
         for name in active:
-            own = distributions[name]
-            pair = views_of_some(views, np.searchsorted(indices, own)) if name in needing else None
-            generator = epoch_generator(seed, pass_number, SHUFFLE)
-            if aggregators[name].fit_pass(selected(logits, own), pair, generator):
+            own, generator = selected(logits, distributions[name]), epoch_generator(seed, pass_number, SHUFFLE)
+            if aggregators[name].fit_pass(own, pair(name), generator):
                 unfinished.append(name)
             log_pass(name, aggregators[name], pass_number)
         # Another processor may round otherwise: the first process's answer keeps all in step.
         active = distributed.from_first_process(unfinished)
         pass_number += 1
-
-
-def views_of_some(views: Views, positions: np.ndarray) -> Views:
-    """The same two views of the images at some positions, [M]."""
-    return selected(views[0], positions), selected(views[1], positions)
 
 
 def follow_streams(
@@ -224,26 +199,43 @@ def follow_streams(
 ) -> Iterator[tuple[str, Tensor]]:
     """One shuffled pass over each distribution: learn from a batch, then predict it with what is known so far.
 
-    Every image is seen once. Arguments as in `fit_all`.
+    Every image is seen once. Arguments as in `fit_all`, but what the aggregators have learned before stays.
 
     Yields:
         Name of a distribution and the log probabilities of its images, [M, C], in the order of its indices.
     """
-    needing = [name for name in aggregators if "views" in aggregators[name].needs]
-    indices = np.unique(np.concatenate([distributions[name] for name in needing])) if needing else None
-    views = views_of(indices, 0) if needing else None
+    pair = shared_views(aggregators, distributions, views_of, 0)
     for name, aggregator in aggregators.items():
-        own = distributions[name]
-        own_logits = selected(logits, own)
-        positions = np.searchsorted(indices, own) if name in needing else None
-        scores = own_logits.new_empty(len(own), own_logits.shape[2])
+        own = selected(logits, distributions[name])
+        scores = own.new_empty(len(own), own.shape[2])
         order = torch.randperm(len(own), generator=epoch_generator(seed, 0, SHUFFLE))
         for batch in order.split(batch_size):
-            pair = views_of_some(views, positions[batch.numpy()]) if name in needing else None
-            aggregator.update(own_logits[batch], pair)
-            scores[batch] = aggregator.predict(own_logits[batch])
+            aggregator.update(own[batch], pair(name, batch.numpy()))
+            scores[batch] = aggregator.predict(own[batch])
         log_pass(name, aggregator, 0)
         yield name, scores
+
+
+def shared_views(
+    aggregators: Mapping[str, Aggregator],
+    distributions: Mapping[str, np.ndarray],
+    views_of: ViewsOf,
+    pass_number: int,
+) -> Callable[..., Views | None]:
+    """Views for a pass, each image's once: (name of a distribution, which of its images) -> a pair of views of them."""
+    needing = [name for name, aggregator in aggregators.items() if "views" in aggregator.needs]
+    if not needing:
+        return lambda name, batch=None: None
+    indices = np.unique(np.concatenate([distributions[name] for name in needing]))
+    views = views_of(indices, pass_number)
+
+    def pair(name: str, batch: np.ndarray | slice = slice(None)) -> Views | None:
+        if name not in needing:
+            return None
+        positions = np.searchsorted(indices, distributions[name][batch])
+        return selected(views[0], positions), selected(views[1], positions)
+
+    return pair
 
 
 def log_pass(name: str, aggregator: Aggregator, pass_number: int) -> None:

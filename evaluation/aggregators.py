@@ -25,23 +25,23 @@ def wants_calibration(config: ConfigParser) -> bool:
     return takes and "calibration" not in section.get("args", {})
 
 
-def aggregator_maker(
-    config: ConfigParser, calibration: Callable[[], Calibration | None] | None = None
-) -> AggregatorMaker:
-    """What makes the config's aggregator, its weights learned by the config's optimizer, if any.
+def build_aggregator(
+    config: ConfigParser,
+    expert_log_priors: Tensor,
+    log_prior: Tensor,
+    calibration: Callable[[], Calibration | None] | None = None,
+) -> Aggregator:
+    """The config's aggregator, its weights learned by the config's optimizer, if any.
 
     Args:
         config: of the run.
+        expert_log_priors, log_prior: [E, C] and [C]; see tade.Aggregator.
         calibration: asked only where the aggregator takes one and the config gives none.
     """
     chosen = make_config({**config.config, "aggregator": aggregator_section(config)})
-
-    def make(expert_log_priors: Tensor, log_prior: Tensor) -> Aggregator:
-        supplied: dict[str, object] = {"expert_log_priors": expert_log_priors, "log_prior": log_prior}
-        if calibration and wants_calibration(chosen):
-            supplied["calibration"] = calibration()
-        if "optimizer" in chosen:
-            supplied["make_optimizer"] = lambda parameters: chosen.build("optimizer", parameters)
-        return chosen.build("aggregator", **supplied)
-
-    return make
+    supplied: dict[str, object] = {"expert_log_priors": expert_log_priors, "log_prior": log_prior}
+    if calibration and wants_calibration(chosen):
+        supplied["calibration"] = calibration()
+    if "optimizer" in chosen:
+        supplied["make_optimizer"] = lambda parameters: chosen.build("optimizer", parameters)
+    return chosen.build("aggregator", **supplied)

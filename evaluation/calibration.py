@@ -1,17 +1,13 @@
 """The calibration of a checkpoint: three numbers with where they come from, kept beside it."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from evaluation.results import CheckpointRecord
-from tade import Calibration, fit_calibration, prior_free_logits
-from utils.errors import UserError
+from tade import Calibration
 from utils.files import write_atomically
 from utils.logger import get_logger
 
@@ -21,7 +17,7 @@ class CalibrationRecord:
     """A calibration and what it was fitted on; the last four are None or empty for numbers that were just given.
 
     Args:
-        a, b1, b2, standard_errors: see tade.Calibration.
+        calibration: the numbers.
         source: which images, in words.
         images: how many.
         classes_without_image: names of the classes that none of them shows.
@@ -29,88 +25,35 @@ class CalibrationRecord:
         checkpoint_sha256: of the network.
     """
 
-    a: float
-    b1: float
-    b2: float
-    standard_errors: tuple[float, float, float] | None
+    calibration: Calibration
     source: str
     images: int | None = None
     classes_without_image: tuple[str, ...] = ()
     averaged_views: int | None = None
     checkpoint_sha256: str | None = None
 
-    @property
-    def calibration(self) -> Calibration:
-        return Calibration(self.a, self.b1, self.b2, self.standard_errors)
-
     def sentence(self) -> str:
         """The numbers with their standard errors, and the source."""
-        errors = [f" (standard error {error:.3f})" for error in self.standard_errors or ()] or [""] * 3
+        errors = [f" (standard error {error:.3f})" for error in self.calibration.standard_errors or ()] or [""] * 3
         values = zip(("a", "b1", "b2"), self.calibration.numbers, errors, strict=True)
         numbers = ", ".join(f"{name} {value:.3f}{error}" for name, value, error in values)
         return f"Calibrated by {numbers}, from {self.source}."
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The content of the file beside a checkpoint: the numbers and the rest at one level."""
+        content = asdict(self)
+        return {**content.pop("calibration"), **content}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "CalibrationRecord":
+    def from_json(cls, content: Mapping[str, Any]) -> "CalibrationRecord":
         """The inverse of `to_json`.
 
         Raises:
-            TypeError, ValueError: a key is missing or unknown, or the numbers are no calibration.
+            KeyError, TypeError, ValueError: a key is missing or unknown, or the numbers are no calibration.
         """
-        errors = content.get("standard_errors")
-        lists = {
-            "standard_errors": None if errors is None else tuple(errors),
-            "classes_without_image": tuple(content.get("classes_without_image", ())),
-        }
-        record = cls(**{**content, **lists})
-        assert record.calibration
-        return record
-
-
-def fit_record(
-    logits: Tensor,
-    targets: Tensor,
-    expert_log_priors: Tensor,
-    log_prior: Tensor,
-    class_names: Sequence[str],
-    source: str,
-    averaged_views: int,
-    checkpoint_sha256: str,
-) -> CalibrationRecord:
-    """Fit a calibration on labeled images that were not trained on.
-
-    The labeled images may have any class mix: the log of their own class shares is added to the scores in the fit, so
-    that it does not leak into the numbers (`fit_calibration`). A class without a labeled image has a share of 0 and
-    does not compete: none of the images could have been of it, whatever its scores, so a made-up share would count
-    every image as evidence against it. Its scores are calibrated all the same, by the curve over training frequency
-    that the other classes define.
-
-    Args:
-        logits, targets: of the labeled images, [N, E, C] and [N].
-        expert_log_priors, log_prior: what is known of training, [E, C] and [C]; see tade.Aggregator.
-        class_names: [C].
-        source, averaged_views, checkpoint_sha256: see CalibrationRecord.
-
-    Raises:
-        UserError: nothing can be learned from these images.
-    """
-    try:
-        fitted = fit_calibration(prior_free_logits(logits, expert_log_priors), targets, log_prior)
-    except ValueError as error:
-        raise UserError(f"The network cannot be calibrated on {source}: {error}.") from error
-    counts = torch.bincount(targets, minlength=len(class_names)).tolist()
-    return CalibrationRecord(
-        *fitted.numbers,
-        standard_errors=fitted.standard_errors,
-        source=source,
-        images=len(targets),
-        classes_without_image=tuple(name for name, count in zip(class_names, counts, strict=True) if not count),
-        averaged_views=averaged_views,
-        checkpoint_sha256=checkpoint_sha256,
-    )
+        rest = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        numbers = {field.name: rest.pop(field.name) for field in fields(Calibration)}
+        return cls(Calibration(**numbers), **rest)
 
 
 def calibration_path(checkpoint: Path | str) -> Path:
@@ -137,7 +80,7 @@ def stored_calibration(checkpoint: CheckpointRecord, averaged_views: int) -> Cal
         return None
     try:
         record = CalibrationRecord.from_json(json.loads(path.read_bytes()))
-    except (OSError, TypeError, ValueError, AttributeError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
         reason = "cannot be read as a calibration"
     else:
         if record.checkpoint_sha256 != checkpoint.sha256:

@@ -27,18 +27,6 @@ from trainer.build import chosen_metrics
 from trainer.devices import device_name
 from utils.errors import UserError, unknown
 
-EQUAL_WEIGHTS = (
-    "Experts weighted equally (mean of their logits). One pass of the network over {}; "
-    "every distribution is a selection of them."
-)
-
-LEFT_OUT = (
-    "{} labeled test images were used to calibrate and are left out of every distribution: not comparable with "
-    "published figures, which are of all images."
-)
-
-UNREADABLE = "{} of {} test images cannot be decoded and are left out, see bad_images.csv."
-
 
 class Scorer:
     """Metrics of class scores on any selection of the test images.
@@ -104,36 +92,33 @@ def scorer_of(run: LoadedRun) -> Scorer:
 
 
 def results_of(run: LoadedRun, protocol: str) -> Results:
-    """The record of an evaluation, still without distributions."""
+    """The record of an evaluation, still without distributions; names in it what is left out of every distribution."""
     results = Results(run.checkpoint, protocol, run.seed, torch.__version__, device_name(run.device), run.config.config)
     results.classes = {"names": list(run.loader.class_names), "training_images": list(run.cls_num_list)}
     results.thumbnails = run.images.thumbnails
-    if len(run.left_out):
-        results.protocol += f" {LEFT_OUT.format(len(run.left_out))}"
-        results.remark = f"{len(run.left_out)} labeled test images calibrate and are left out of every figure"
+    remarks = []
+    if labeled := len(run.left_out):
+        results.protocol += (
+            f" {labeled} labeled test images were used to calibrate and are left out of every distribution: not "
+            "comparable with published figures, which are of all images."
+        )
+        remarks.append(f"{labeled} labeled test images calibrate and are left out of every figure")
     if bad := len(run.bad_images):
-        results.protocol += f" {UNREADABLE.format(bad, len(run.targets))}"
-        unreadable = f"{bad} test images cannot be decoded and are left out"
-        results.remark = f"{results.remark}; {unreadable}" if results.remark else unreadable
+        results.protocol += (
+            f" {bad} of {len(run.targets)} test images cannot be decoded and are left out, see bad_images.csv."
+        )
+        remarks.append(f"{bad} test images cannot be decoded and are left out")
+    results.remark = "; ".join(remarks) or None
     return results
 
 
-def equal_weights_protocol(run: LoadedRun) -> str:
-    """How the figures of equal weights were made, in words."""
-    return EQUAL_WEIGHTS.format(f"each of {views_text(run)}" if run.mild_views else "the un-augmented test images")
-
-
-def predicted_on(run: LoadedRun) -> str:
-    """What adaptation makes its predictions on, in words."""
-    return views_text(run) if run.mild_views else "un-augmented images"
-
-
 def views_text(run: LoadedRun) -> str:
-    """Which views of the test images the logits are the mean of, in words."""
+    """Which views of the test images the logits are the mean of, in words; empty where images are used as they are."""
     views = run.mild_views
     mirrored = ", mirror image" if 1 in views else ""
     crops = sum(number > 1 for number in views)
-    return f"{len(views)} averaged views of the test images (image{mirrored}, random crops: {crops})"
+    averaged = f"{len(views)} averaged views of the test images (image{mirrored}, random crops: {crops})"
+    return averaged if views else ""
 
 
 def evaluate(run: LoadedRun, names: Sequence[str] | None = None) -> Results:
@@ -146,17 +131,23 @@ def evaluate(run: LoadedRun, names: Sequence[str] | None = None) -> Results:
     Raises:
         UserError: the data have no test distribution of that name.
     """
-    distributions = chosen_distributions(run, names)
-    scorer, results = scorer_of(run), results_of(run, equal_weights_protocol(run))
-    results.distributions = {name: scorer.score_equal_weights(d) for name, d in distributions.items()}
-    return results
+    return _evaluate(run, chosen_distributions(run, names))
 
 
 def evaluate_test_set(run: LoadedRun) -> Results:
     """The same on the whole test set, which is named "uniform"; asks for no list of a distribution."""
-    scorer, results = scorer_of(run), results_of(run, equal_weights_protocol(run))
-    everything = np.setdiff1d(np.arange(len(run.targets)), run.excluded)
-    results.distributions = {"uniform": scorer.score_equal_weights(everything)}
+    return _evaluate(run, {"uniform": np.setdiff1d(np.arange(len(run.targets)), run.excluded)})
+
+
+def _evaluate(run: LoadedRun, distributions: Mapping[str, np.ndarray]) -> Results:
+    scorer, views = scorer_of(run), views_text(run)
+    passes = f"each of {views}" if views else "the un-augmented test images"
+    results = results_of(
+        run,
+        f"Experts weighted equally (mean of their logits). One pass of the network over {passes}; "
+        "every distribution is a selection of them.",
+    )
+    results.distributions = {name: scorer.score_equal_weights(d) for name, d in distributions.items()}
     return results
 
 

@@ -1,15 +1,21 @@
-"""A test prior that is known: what `--prior` takes, and a run that uses it."""
+"""A test prior that is known: what `--prior` takes, a run that uses it, and the bound that takes it from the labels."""
 
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from base.base_data_loader import BaseDataLoader
+from evaluation.adaptation import adapted_results
 from evaluation.aggregators import aggregator_section
+from evaluation.evaluation import chosen_distributions
 from evaluation.loaded_run import LoadedRun
+from evaluation.results import Results
+from tade import Calibration, GivenPriorAggregator
 from trainer.registry import make_config
 from utils.errors import UserError, shown, unknown
 
@@ -32,6 +38,30 @@ def with_prior(run: LoadedRun, prior: str | Path | Mapping[str, float]) -> Loade
     kept = {key: value for key, value in arguments.items() if key == "calibration"}
     section = {"type": "GivenPriorAggregator", "args": {**kept, "prior": read_prior(prior, run.loader)}}
     return replace(run, config=make_config({**run.config.config, "aggregator": section}))
+
+
+def adapt_oracle(run: LoadedRun, names: Sequence[str] | None = None, calibration: Calibration | None = None) -> Results:
+    """Evaluate each test distribution with its own true label shares as the prior, which takes its labels.
+
+    What an estimate of the test prior can reach at best, with the same network, views and calibration. No method, and
+    never a default.
+
+    Args:
+        run: from `load_run`.
+        names: of the distributions; all of the data loader's by default.
+        calibration: e.g. `run.calibration`; none by default.
+
+    Raises:
+        UserError: the data have no test distribution of that name.
+    """
+    distributions, oracles = chosen_distributions(run, names), {}
+    for name, indices in distributions.items():
+        counts = torch.bincount(run.targets[torch.as_tensor(indices)], minlength=len(run.cls_num_list))
+        oracles[name] = GivenPriorAggregator(run.expert_log_priors, run.log_prior, calibration, prior=counts)
+    protocol = "a bound, uses the labels: each distribution's true label shares are its prior"
+    results = adapted_results(run, distributions, oracles, f"Oracle (GivenPriorAggregator): {protocol}")
+    results.remark = "oracle: a bound, uses the labels"
+    return results
 
 
 def read_prior(prior: str | Path | Mapping[str, float], loader: BaseDataLoader) -> list[float]:
@@ -61,7 +91,10 @@ def read_prior(prior: str | Path | Mapping[str, float], loader: BaseDataLoader) 
             raise unknown(f"class in {source.lower() if source == PRIOR else source}", name, loader.class_names)
         if labels[name] in shares:
             raise UserError(f'{source} has class "{name}" twice: give each class one number.')
-        shares[labels[name]] = _share(name, value, source)
+        share = _number(value)
+        if share is None or not math.isfinite(share) or share < 0:
+            raise UserError(f'{source} has "{value}" for class "{name}": give a number of at least 0.')
+        shares[labels[name]] = share
     missing = [name for label, name in enumerate(loader.class_names) if label not in shares]
     if missing:
         raise UserError(
@@ -75,41 +108,38 @@ def read_prior(prior: str | Path | Mapping[str, float], loader: BaseDataLoader) 
 
 def _pairs(text: str | Path) -> tuple[str, Iterable[tuple[str, object]]]:
     """What is read, for messages, and its classes and values."""
-    path = Path(text)
-    if "=" in str(text) and not path.is_file():
-        return PRIOR, [_pair(part.strip().rsplit("=", 1), PRIOR) for part in str(text).split(",")]
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise UserError(
-            f'The prior "{text}" is no file that can be read ({reason}): give a '
-            "JSON, CSV or text file of classes and their counts or shares, CLASS=NUMBER,..., uniform or training."
-        ) from error
-    if path.suffix.lower() == ".json":
-        try:
-            read = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}."
-            ) from error
-        if not isinstance(read, dict):
-            raise UserError(f'{path} must hold one JSON object, {{"CLASS": NUMBER, ...}}.')
-        return str(path), read.items()
-    lines = [line.strip() for line in content.splitlines() if line.strip()]
-    if "," in content:
-        fields = list(csv.reader(lines))
+    path, source = Path(text), str(text)
+    if "=" in source and not path.is_file():
+        rows, source = [part.rsplit("=", 1) for part in source.split(",")], PRIOR
     else:
-        fields = [line.rsplit(None, 1) for line in lines]
-    if fields and _number(fields[0][-1]) is None:  # a heading
-        fields = fields[1:]
-    return str(path), [_pair(line, str(path)) for line in fields]
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise UserError(
+                f'The prior "{text}" is no file that can be read ({reason}): give a '
+                "JSON, CSV or text file of classes and their counts or shares, CLASS=NUMBER,..., uniform or training."
+            ) from error
+        if path.suffix.lower() == ".json":
+            return source, _json_object(content, path).items()
+        lines = [line.strip() for line in content.splitlines() if line.strip()]
+        rows = list(csv.reader(lines)) if "," in content else [line.rsplit(None, 1) for line in lines]
+        if rows and _number(rows[0][-1]) is None:  # a heading
+            rows = rows[1:]
+    for row in rows:
+        if len(row) != 2:
+            raise UserError(f'{source}: "{" ".join(row)}" should be a class and a number: mend that.')
+    return source, [(name.strip(), value.strip()) for name, value in rows]
 
 
-def _pair(fields: list[str], source: str) -> tuple[str, object]:
-    if len(fields) != 2:
-        raise UserError(f'{source}: "{" ".join(fields)}" should be a class and a number: mend that.')
-    return fields[0].strip(), fields[1].strip()
+def _json_object(content: str, path: Path) -> dict:
+    try:
+        read = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
+    if not isinstance(read, dict):
+        raise UserError(f'{path} must hold one JSON object, {{"CLASS": NUMBER, ...}}.')
+    return read
 
 
 def _number(value: object) -> float | None:
@@ -117,10 +147,3 @@ def _number(value: object) -> float | None:
         return float(value) if not isinstance(value, bool) else None  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-
-
-def _share(name: str, value: object, source: str) -> float:
-    number = _number(value)
-    if number is None or not math.isfinite(number) or number < 0:
-        raise UserError(f'{source} has "{value}" for class "{name}": give a number of at least 0.')
-    return number

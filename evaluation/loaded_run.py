@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader, ImageSource, TrainedOn
-from evaluation.aggregators import aggregator_maker
-from evaluation.calibration import CalibrationRecord, fit_record, stored_calibration
+from evaluation.aggregators import build_aggregator
+from evaluation.calibration import CalibrationRecord, stored_calibration
 from evaluation.results import CheckpointRecord
 from model.inference import inference_copy
 from model.logits import check_finite, expert_logits, selected
 from model.loss import CrossEntropyLoss, DiverseExpertLoss
-from tade import Aggregator, Calibration, class_prior
+from tade import Aggregator, Calibration, class_prior, fit_calibration, prior_free_logits
 from tade.priors import EPSILON
 from trainer.build import build_loader, build_loss, build_network
 from trainer.continuity import other_parts
@@ -163,7 +163,7 @@ class LoadedRun:
 
         One that takes a calibration gets `calibration`, unless the config gives it three numbers or null.
         """
-        return aggregator_maker(self.config, lambda: self.calibration)(expert_log_priors, log_prior)
+        return build_aggregator(self.config, expert_log_priors, log_prior, lambda: self.calibration)
 
     @property
     def calibration(self) -> Calibration | None:
@@ -259,16 +259,20 @@ class LoadedRun:
         return other
 
     def _fit_calibration(self, logits: Tensor, targets: Tensor, source: str) -> CalibrationRecord:
-        return fit_record(
-            logits,
-            targets,
-            self.expert_log_priors,
-            self.log_prior,
-            self.loader.class_names,
-            f"{len(targets)} images: {source}",
-            self.averaged_views,
-            self.checkpoint.sha256,
-        )
+        """Fit a calibration on labeled images that were not trained on: expert logits [N, E, C] and labels [N].
+
+        The images may have any class mix: the log of their own class shares is added to the scores in the fit, so that
+        it does not leak into the numbers. A class without an image has a share of 0 and does not compete: none of the
+        images could have been of it. Its scores are calibrated by the curve that the other classes define.
+        """
+        source = f"{len(targets)} images: {source}"
+        try:
+            fitted = fit_calibration(prior_free_logits(logits, self.expert_log_priors), targets, self.log_prior)
+        except ValueError as error:
+            raise UserError(f"The network cannot be calibrated on {source}: {error}.") from error
+        counts = torch.bincount(targets, minlength=len(self.cls_num_list)).tolist()
+        missing = tuple(name for name, count in zip(self.loader.class_names, counts, strict=True) if not count)
+        return CalibrationRecord(fitted, source, len(targets), missing, self.averaged_views, self.checkpoint.sha256)
 
 
 def load_run(

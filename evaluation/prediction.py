@@ -11,6 +11,7 @@ from torch import Tensor
 from data_loader.image_lists import ImageList
 from evaluation.adaptation import STREAM_BATCH, calibration_used, fit_all, follow_streams, new_aggregator, view_source
 from evaluation.aggregators import AggregatorMaker, aggregator_section
+from evaluation.calibration import CalibrationRecord
 from evaluation.loaded_run import LoadedRun
 from evaluation.results import ClassCounts, Predictions
 from tade import Aggregator
@@ -48,7 +49,7 @@ def predict(
         new_aggregator(run, make_aggregator, stream, stream_batch)  # refuses stream_batch
         return PredictionStream(run, make_aggregator).predict(images, stream_batch)
     aggregator = new_aggregator(run, make_aggregator, False, stream_batch) if make_aggregator else None
-    used = calibration_used(run, aggregator) if aggregator else None
+    used = calibration_used(run, aggregator)
     run = with_images(run, images)
     if aggregator is None:
         log_probabilities = torch.log_softmax(run.test_logits.mean(dim=1), dim=1)
@@ -56,7 +57,7 @@ def predict(
         everything = {"images": np.arange(len(run.targets))}
         fit_all({"images": aggregator}, run.test_logits, everything, view_source(run), run.seed)
         log_probabilities = aggregator.predict(run.test_logits)
-    return _predictions(run, log_probabilities, aggregator, used.to_json() if used else None)
+    return _predictions(run, log_probabilities, aggregator, used)
 
 
 def with_images(run: LoadedRun, images: Images) -> LoadedRun:
@@ -73,7 +74,7 @@ def with_images(run: LoadedRun, images: Images) -> LoadedRun:
 
 
 def _predictions(
-    run: LoadedRun, log_probabilities: Tensor, aggregator: Aggregator | None, calibration: dict | None
+    run: LoadedRun, log_probabilities: Tensor, aggregator: Aggregator | None, calibration: CalibrationRecord | None
 ) -> Predictions:
     """The record of predictions [N, C] of a run's test images."""
     probability, label = torch.log_softmax(run.test_logits.mean(dim=1), dim=1).max(dim=1)
@@ -81,15 +82,15 @@ def _predictions(
     if note := learning.get("note"):
         get_logger().warning(f"{type(aggregator).__name__}: {note}.")
     return Predictions(
-        run.images.names,
-        log_probabilities,
-        run.loader.class_names,
-        learning,
-        run.checkpoint,
-        calibration,
-        (label, probability.exp()),
-        run.cls_num_list,
-        run.images.skipped,
+        names=run.images.names,
+        log_probabilities=log_probabilities,
+        class_names=run.loader.class_names,
+        learning=learning,
+        checkpoint=run.checkpoint,
+        equal_weights=(label, probability.exp()),
+        cls_num_list=run.cls_num_list,
+        calibration=calibration.to_json() if calibration else None,
+        bad_images=run.images.skipped,
     )
 
 
@@ -110,8 +111,7 @@ class PredictionStream:
     def __init__(self, run: LoadedRun, make_aggregator: AggregatorMaker | None = None, state: Path | str | None = None):
         self.run = run
         self.aggregator = new_aggregator(run, make_aggregator or run.make_aggregator, True, 1)
-        used = calibration_used(run, self.aggregator)
-        self.calibration = used.to_json() if used else None
+        self.calibration = calibration_used(run, self.aggregator)
         self.state = Path(state) if state else None
         if state and self.aggregator.learned is None:
             raise UserError(f"{type(self.aggregator).__name__} has no state_dict: leave --state out.")

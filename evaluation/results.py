@@ -127,7 +127,7 @@ class Results:
         distributions: by name, in the order of the tables.
         remark: what sets these figures apart from others of the kind, for titles; None where nothing does.
         calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
-        classes: {"names": [C], "training_images": [C]}; None in files of before.
+        classes: {"names": [C], "training_images": [C]}; None where a file has none.
         thumbnails: shows test images; not part of JSON.
     """
 
@@ -184,9 +184,9 @@ class Predictions:
         class_names: [C].
         learning: what the aggregator reports.
         checkpoint: that predicted.
-        calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
-        equal_weights: class and probability by the experts weighted equally, [N] each; None where that was not asked.
+        equal_weights: class and probability by the experts weighted equally, [N] each.
         cls_num_list: training images per class, [C].
+        calibration: of the aggregator, `CalibrationRecord.to_json`; None where it has none.
         bad_images: that were left out because they cannot be decoded; names and predictions are of the others.
     """
 
@@ -195,9 +195,9 @@ class Predictions:
     class_names: list[str]
     learning: dict[str, Any]
     checkpoint: CheckpointRecord
+    equal_weights: tuple[Tensor, Tensor]
+    cls_num_list: list[int]
     calibration: dict[str, Any] | None = None
-    equal_weights: tuple[Tensor, Tensor] | None = None
-    cls_num_list: list[int] | None = None
     bad_images: Sequence[BadImage] = ()
 
     def table(self, top_k: int = 5) -> pd.DataFrame:
@@ -212,10 +212,9 @@ class Predictions:
             "class": _texts(names[labels[:, 0]]),
             "probability": first.numpy(),
             "margin": (first - probabilities[:, 1]).numpy(),
+            "equal_weights_class": _texts(names[self.equal_weights[0]]),
+            "equal_weights_probability": self.equal_weights[1].numpy(),
         }
-        if self.equal_weights:
-            columns["equal_weights_class"] = _texts(names[self.equal_weights[0]])
-            columns["equal_weights_probability"] = self.equal_weights[1].numpy()
         for k in range(1, shown):
             columns[f"class_{k + 1}"] = _texts(names[labels[:, k]])
             columns[f"probability_{k + 1}"] = probabilities[:, k].numpy()
@@ -224,11 +223,10 @@ class Predictions:
     def counts(self) -> "ClassCounts":
         """Images of each class, expected and predicted."""
         classes = len(self.class_names)
-        equal = self.equal_weights[0] if self.equal_weights else torch.zeros(0, dtype=torch.int64)
         return ClassCounts(
             self.log_probabilities.double().exp().sum(dim=0),
             torch.bincount(self.log_probabilities.argmax(dim=1), minlength=classes),
-            torch.bincount(equal, minlength=classes),
+            torch.bincount(self.equal_weights[0], minlength=classes),
         )
 
     def class_mix(self, counts: "ClassCounts | None" = None) -> pd.DataFrame:
@@ -239,17 +237,16 @@ class Predictions:
         """
         counts = counts or self.counts()
         share = self.learning.get("prior") or (counts.expected / counts.expected.sum()).tolist()
-        columns: dict[str, Any] = {"class": _texts(self.class_names)}
-        if self.cls_num_list:
-            columns["training_images"] = self.cls_num_list
-        columns |= {
-            "estimated_share": share,
-            "expected_count": counts.expected.tolist(),
-            "predicted_count": counts.predicted.tolist(),
-        }
-        if self.equal_weights:
-            columns["equal_weights_count"] = counts.equal_weights.tolist()
-        return pd.DataFrame(columns)
+        return pd.DataFrame(
+            {
+                "class": _texts(self.class_names),
+                "training_images": self.cls_num_list,
+                "estimated_share": share,
+                "expected_count": counts.expected.tolist(),
+                "predicted_count": counts.predicted.tolist(),
+                "equal_weights_count": counts.equal_weights.tolist(),
+            }
+        )
 
 
 def _texts(values: Sequence[str] | np.ndarray) -> pd.Series:
@@ -278,6 +275,4 @@ class ClassCounts:
         return cls(torch.zeros(classes, dtype=torch.float64), whole, whole.clone())
 
     def __add__(self, other: "ClassCounts") -> "ClassCounts":
-        return ClassCounts(
-            self.expected + other.expected, self.predicted + other.predicted, self.equal_weights + other.equal_weights
-        )
+        return ClassCounts(**{name: own + vars(other)[name] for name, own in vars(self).items()})

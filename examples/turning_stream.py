@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from evaluation import LoadedRun, load_run  # noqa: E402
-from evaluation.adaptation import ViewsOf, view_source, views_of_some  # noqa: E402
+from evaluation.adaptation import ViewsOf, view_source  # noqa: E402
 from report.tables import console_table  # noqa: E402
 from tade import GivenPriorAggregator, PriorAggregator, StabilityAggregator  # noqa: E402
 from utils.errors import UserError  # noqa: E402
@@ -71,7 +71,8 @@ def follow(run: LoadedRun, stream: list[tuple[float, Tensor]], views_of: ViewsOf
     views = views_of(drawn, 0)
     batches = []
     for s, indices in stream:
-        logits, pair = run.test_logits[indices], views_of_some(views, np.searchsorted(drawn, indices.numpy()))
+        positions = np.searchsorted(drawn, indices.numpy())
+        logits, pair = run.test_logits[indices], (views[0][positions], views[1][positions])
         scores, entry = {EQUAL: logits.mean(dim=1)}, {"images": len(indices), "true_skew": s}
         for name, learner in learners.items():
             learner.update(logits, pair)

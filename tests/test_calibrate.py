@@ -52,14 +52,15 @@ def config_with(**arguments) -> dict:
 
 
 def test_a_record_goes_into_json_and_back():
-    record = CalibrationRecord(0.7, -0.2, 0.1, (0.01, 0.02, 0.03), "somewhere", 12, ("cat",), 4, "ab")
+    numbers = Calibration(0.7, -0.2, 0.1, (0.01, 0.02, 0.03))
+    record = CalibrationRecord(numbers, "somewhere", 12, ("cat",), 4, "ab")
+    assert record.to_json()["b1"] == -0.2 and "calibration" not in record.to_json()
     assert CalibrationRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
-    assert record.calibration == Calibration(0.7, -0.2, 0.1, (0.01, 0.02, 0.03))
     assert record.sentence() == (
         "Calibrated by a 0.700 (standard error 0.010), b1 -0.200 (standard error 0.020), "
         "b2 0.100 (standard error 0.030), from somewhere."
     )
-    given = CalibrationRecord(0.7, -0.2, 0.1, None, "given")
+    given = CalibrationRecord(Calibration(0.7, -0.2, 0.1), "given")
     assert CalibrationRecord.from_json(json.loads(json.dumps(given.to_json()))) == given
     with pytest.raises(ValueError, match="positive scale"):
         CalibrationRecord.from_json({**record.to_json(), "a": -1})
@@ -151,7 +152,7 @@ def test_a_fit_that_fails_is_gone_without(with_slice, monkeypatch, capsys):
     def fails(*arguments):
         raise ValueError("nothing to learn")
 
-    monkeypatch.setattr("evaluation.calibration.fit_calibration", fails)
+    monkeypatch.setattr("evaluation.loaded_run.fit_calibration", fails)
     assert evaluation.load_run(with_slice).calibration is None
     assert "nothing to learn. Going on without a calibration." in capsys.readouterr().out
     with pytest.raises(UserError, match="cannot be calibrated on .* nothing to learn"):
@@ -270,7 +271,7 @@ def test_absent_classes_do_not_compete(listed):
     moved = fit_calibration(
         prior_free_logits(labeled.test_logits, run.expert_log_priors), labeled.targets, run.log_prior
     )
-    assert moved.b1 == pytest.approx(record.b1, abs=0.5) and moved.a == pytest.approx(record.a, abs=0.5)
+    assert moved.numbers[:2] == pytest.approx(record.calibration.numbers[:2], abs=0.5)
 
 
 def test_logits_that_are_not_finite_end_with_one_sentence(last, tmp_path, monkeypatch):

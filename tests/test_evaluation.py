@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import evaluation
 from data_loader.class_profiles import distribution_indices
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
-from evaluation.adaptation import fit_all, follow_streams, log_learned, protocol_of, two_view_logits
+from evaluation.adaptation import fit_all, follow_streams, log_learned, two_view_logits
 from evaluation.evaluation import Scorer, results_of, views_text
 from evaluation.results import DistributionResult
 from model.inference import inference_copy
@@ -354,24 +355,28 @@ def test_what_was_learned_is_one_line(capsys):
     ]
 
 
-def test_the_protocol_says_how_it_was_learned():
-    prior = torch.tensor([0.7, 0.3]).log()
-    ours = (prior.expand(2, 2), prior)
-    stream = "learned from a stream of the test images in batches of 8, each predicted right after learning from it"
-    whole = "learned on each distribution's own unlabeled test images"
-    views, given = ", random views shared between distributions", " (GivenPriorAggregator)"
-    for aggregator, streaming, said in (
-        (StabilityAggregator(*ours), False, f"Test-time training (StabilityAggregator): {whole}{views}; "),
-        (StabilityAggregator(*ours), True, f"Test-time training (StabilityAggregator): {stream}{views}; "),
-        (PriorAggregator(*ours), True, f"Adaptation (PriorAggregator): {stream}{views}; "),
-        (EMAggregator(*ours), False, f"Adaptation (EMAggregator): {whole}; "),
+@pytest.mark.parametrize(
+    ("make", "stream", "said"),
+    [
+        (StabilityAggregator, False, "Test-time training (StabilityAggregator): learned WHOLE, VIEWS"),
+        (StabilityAggregator, True, "Test-time training (StabilityAggregator): learned STREAM, VIEWS"),
+        (partial(PriorAggregator, debias=False, classwise=False), True, "Adaptation (PriorAggregator): learned STREAM"),
         (
-            GivenPriorAggregator(*ours, prior=[0.5, 0.5]),
+            partial(GivenPriorAggregator, prior=[1] * 10),
             False,
-            f"Known test prior{given}, the same for all: nothing learned; ",
+            "Known test prior (GivenPriorAggregator), the same for all: nothing learned",
         ),
-    ):
-        assert protocol_of(aggregator, streaming, 8, "x") == f"{said}predictions on x."
+    ],
+)
+def test_the_protocol_says_how_it_was_learned(trained_digits, make, stream, said):
+    for short, text in {
+        "WHOLE": "on each distribution's own unlabeled test images",
+        "STREAM": "from a stream of the test images in batches of 40, each predicted right after learning from it",
+        "VIEWS": "random views shared between distributions",
+    }.items():
+        said = said.replace(short, text)
+    results = evaluation.adapt(evaluation.load_run(trained_digits), make, ["backward50"], stream, 40)
+    assert results.protocol.startswith(f"{said}; predictions on un-augmented images.")
 
 
 def test_results_name_the_aggregator_that_the_config_chose(trained_digits):

@@ -8,7 +8,7 @@ from conftest import ROOT
 from commands.command_line import parse
 from commands.jobs import RECOMMENDED
 from data_loader.data_loaders import ListDataLoader
-from evaluation.aggregators import aggregator_maker
+from evaluation.aggregators import build_aggregator
 from trainer.build import build_loss, build_network, parameter_groups
 from trainer.registry import COMPONENTS, changed_config, make_config
 from trainer.training import training_config
@@ -48,7 +48,7 @@ def test_every_config_builds_what_it_names_and_trains_a_step(path):
         assert not torch.equal(before, network.backbone.conv1.weight)
     else:
         assert "data_loader" not in config  # the checkpoint's counts
-        aggregator_maker(config)(torch.zeros(3, 5), torch.zeros(5))
+        build_aggregator(config, torch.zeros(3, 5), torch.zeros(5))
 
 
 @pytest.mark.parametrize(

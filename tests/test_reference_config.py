@@ -11,7 +11,7 @@ from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 from data_loader.datasets import ImageSet
 from evaluation import adapt, load_run
-from evaluation.aggregators import aggregator_maker
+from evaluation.aggregators import build_aggregator
 from trainer.build import parameter_groups
 from trainer.registry import COMPONENTS, make_config
 from trainer.training import training_config
@@ -45,7 +45,7 @@ def test_a_training_file_builds_what_it_names(path):
 @pytest.mark.parametrize("path", TEST_TIME, ids=lambda path: path.stem)
 def test_a_test_time_file_is_the_published_method(path):
     config = make_config(read_json(path))
-    aggregator = aggregator_maker(config)(torch.zeros(3, 5), torch.zeros(5))
+    aggregator = build_aggregator(config, torch.zeros(3, 5), torch.zeros(5))
     assert (aggregator.epochs, aggregator.batch_size, aggregator.stop_below) == (5, 128, 0.05)
     assert aggregator.entropy_coefficient == (-0.01 if "iNaturalist" in path.name else 0)
     given = read_json(path)["optimizer"]["args"]
