@@ -50,6 +50,17 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network through torch.compile.
+
+    On one GPU with CUDA graphs, which start a small network's hundreds of kernels at once, where Python takes longer to
+    start them than they take to run. They hold memory of their own for each shape of a batch, and the network's outputs
+    are overwritten by its next call. Not with several processes, which exchange gradients in the backward pass.
+    """
+    graphs = device.type == "cuda" and distributed.world_size() == 1
+    return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
+
+
 def parallel(model: nn.Module, device: torch.device, gpus: list[int]) -> nn.Module:
     """Wrap a network for the processes or GPUs that share its work; itself where it works alone."""
     if distributed.world_size() > 1:

@@ -15,7 +15,7 @@ from base.run_state import StopRequested
 from model.inference import inference_copy
 from model.logits import expert_logits
 from model.metric import accuracy, shot_group_accuracy, shot_groups
-from trainer.devices import parallel
+from trainer.devices import compiled, parallel
 from trainer.ema import WeightAverage
 from trainer.mixup import mixup
 from trainer.options import TrainerOptions
@@ -27,17 +27,6 @@ from utils.errors import UserError, unknown
 from utils.logger import progress
 
 __all__ = ["Trainer"]
-
-
-def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network through torch.compile.
-
-    On one GPU with CUDA graphs, which start a small network's hundreds of kernels at once, where Python takes longer to
-    start them than they take to run. They hold memory of their own for each shape of a batch, and the network's outputs
-    are overwritten by its next call. Not with several processes, which exchange gradients in the backward pass.
-    """
-    graphs = device.type == "cuda" and distributed.world_size() == 1
-    return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
 
 class Trainer(BaseTrainer):
