@@ -25,7 +25,7 @@ from data_loader.image_lists import ImageList  # noqa: E402
 from model.inference import inference_copy  # noqa: E402
 from model.logits import expert_logits  # noqa: E402
 from trainer.build import build_loader, build_loss, build_network, parameter_groups  # noqa: E402
-from trainer.registry import make_config  # noqa: E402
+from trainer.registry import read_config  # noqa: E402
 from utils.logger import get_logger  # noqa: E402
 from utils.parse_config import read_json  # noqa: E402
 
@@ -90,7 +90,7 @@ def main() -> None:
                 "batch_size": 8,
                 "image_size": args.image_size,
             }
-            config = make_config(config)
+            config = read_config(config)
             before, start = memory(), time.perf_counter()
             loader = build_loader(config, torch.device("cpu"))
             ready = time.perf_counter() - start

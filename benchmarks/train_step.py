@@ -41,7 +41,7 @@ from model.cost import count_macs  # noqa: E402
 from trainer.build import build_loss, build_network, parameter_groups  # noqa: E402
 from trainer.devices import choose_device  # noqa: E402
 from trainer.precision import AUTOCAST, automatic_precision  # noqa: E402
-from trainer.registry import make_config  # noqa: E402
+from trainer.registry import read_config  # noqa: E402
 from trainer.trainer import Trainer  # noqa: E402
 from utils.logger import TensorBoardLog, get_logger  # noqa: E402
 from utils.parse_config import read_json  # noqa: E402
@@ -70,7 +70,7 @@ def make_trainer(side: Side, device: torch.device, data_dir: Path, folder: Path)
     content["trainer"] |= {"precision": side.precision, "compile": side.compile, "monitor": "off"}
     if side.plain:
         content["optimizer"]["args"]["foreach"] = False
-    config = make_config(content)
+    config = read_config(content)
     seed_everything(config["seed"])
     options = dict(config["data_loader"]["args"], data_dir=str(data_dir))
     real = (data_dir / "cifar-100-python").exists()
@@ -288,7 +288,7 @@ def main() -> None:
         sides.append(Side(precision, precision=precision))
         if not args.no_compile:
             sides.append(Side(f"{precision} compiled", precision=precision, compile=True))
-    network = build_network(make_config(read_json(CONFIG)), 100, CPU)
+    network = build_network(read_config(read_json(CONFIG)), 100, CPU)
     macs = count_macs(network, 32).loc["total", ["convolutions", "cosine classifier"]].sum()
     arguments = read_json(CONFIG)["data_loader"]["args"]
     counts = RandomCIFAR100(**arguments).cls_num_list

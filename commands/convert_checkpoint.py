@@ -15,7 +15,7 @@ import torch
 
 from model.backbones.multi_expert import experts_in
 from trainer.build import SizeLimit
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, load_weights, position, save_checkpoint, sha256
 from utils.errors import UserError, printable
 from utils.files import write_atomically
@@ -91,7 +91,7 @@ def convert(
     state, note = content["model"], "The network was not checked: the checkpoint names none; give one with -c."
     if "arch" in config:
         with SizeLimit(state):
-            network = make_config({"arch": config["arch"]}).build("arch")
+            network = read_config({"arch": config["arch"]}).build("arch")
         surplus = sorted(name for name in state if "expert_help_pred" in name)  # RIDE's expert assignment
         state = {name: tensor for name, tensor in state.items() if name not in surplus}
         load_weights(network, state, source)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from model.cost import count_macs
-from trainer.registry import COMPONENTS, make_config
+from trainer.registry import COMPONENTS, read_config
 from utils.errors import UserError
 from utils.parse_config import ConfigParser, read_json
 
@@ -48,7 +48,7 @@ def main(paths: list[Path]) -> dict[str, pd.DataFrame]:
     """
     costs = {}
     for path in paths:
-        config = make_config(read_json(path))
+        config = read_config(read_json(path))
         costs[str(path)] = cost_of(config)
         size = image_size(config)
         print(

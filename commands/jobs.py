@@ -28,7 +28,7 @@ from evaluation.results import ClassCounts, Predictions, Results
 from evaluation.results_folder import results_folder
 from report.prediction_page import prediction_page
 from report.save import save_results
-from trainer.registry import AGGREGATORS, make_config
+from trainer.registry import AGGREGATORS, read_config
 from trainer.training import train
 from utils import distributed
 from utils.bad_images import FILE_NAME, write_list
@@ -36,7 +36,6 @@ from utils.checkpoint import load_checkpoint
 from utils.errors import UserError, shown
 from utils.files import make_folder, write_atomically, write_together
 from utils.logger import get_logger
-from utils.reference_config import config_of
 from utils.signals import StopSignals
 
 #: What adapts where nobody has chosen: configs/test_time_*_prior.json say the same.
@@ -287,7 +286,7 @@ def run_export(options: Options) -> dict:
             files[file] = f"{DESCRIPTIONS[name]}, {len(written[file]) / 1e6:.1f} MB"
         priors = priors_record(run)
         files["priors.json"] = "class names and counts, log priors, calibration: what `tade` needs"
-        config = config_of(load_checkpoint(options.checkpoint)) or run.config.config
+        config = load_checkpoint(options.checkpoint).get("config") or run.config.config
         card = model_card(priors, config, files, figures_of(options.checkpoint, run.checkpoint.sha256))
         content = json.dumps(priors, indent=1, allow_nan=False) + "\n"
         write_together(folder, {**written, "README.md": os.fsencode(card), "priors.json": content.encode()})
@@ -306,5 +305,5 @@ def open_run(options: Options, default: Mapping[str, object] | None = None, data
     """
     run = load_run(options.checkpoint, options.device, options.config, data)
     if default and "aggregator" not in run.config:
-        run = replace(run, config=make_config({**default, **run.config.config}))
+        run = replace(run, config=read_config({**default, **run.config.config}))
     return run if options.prior is None else with_prior(run, options.prior)

@@ -7,11 +7,9 @@ from pathlib import Path
 
 from commands.command_line import parse
 from comparison.tables import display_name
-from evaluation.loaded_run import evaluation_config
 from evaluation.results_folder import results_dir
-from trainer.registry import COMPONENTS, make_config
+from trainer.registry import COMPONENTS, read_config
 from trainer.schedule import moved_schedule
-from trainer.training import training_config
 from utils.errors import UserError, unknown
 from utils.files import make_folder, write_atomically
 from utils.parse_config import ConfigParser, merge, parameters_of, parse_assignment, read_json
@@ -70,7 +68,7 @@ class Run:
         return [*self.tests[job], "-r", str(self.checkpoint(name)), *output]
 
     def changes(self, job: str) -> Mapping:
-        """What a job changes in the checkpoint's config, see evaluation.loaded_run.evaluation_config."""
+        """What a job changes in the checkpoint's config, see trainer.registry.read_config."""
         return parse("", self.test(job, "last")[2:], adapting=job != EQUAL).config
 
     @property
@@ -144,7 +142,7 @@ def plan_run(
         device: as -d.
         quick: the first, the balanced and the last test distribution alone, one test-time pass, no averaged views.
     """
-    base = make_config(read_json(path))
+    base = read_config(read_json(path))
     folder = output / base["name"] / f"seed{seed}"
     for text in assignments:
         if (reserved := parse_assignment(text)[0]) in RESERVED:
@@ -162,7 +160,7 @@ def plan_run(
     words += ["--epochs", epochs] if epochs else []
     training = [text for text, key in section.items() if key not in ("averaged_views", "aggregator")]
     train = command("train.py", *words, given=training)
-    config = training_config(parse("", train[2:], training=True).config)
+    config = read_config(parse("", train[2:], training=True).config, training=True)
     config.build("trainer")
     own = config["data_loader"]["type"] == "ListDataLoader"
     suffix = "imagenet" if own else SCRIPTS.get(data.split("_")[0], "cifar")
@@ -177,7 +175,7 @@ def plan_run(
         tests[job] = command(f"test_train_{suffix}.py", *words, given=given)
     run = Run(data, method, seed, folder, config, train, command("train.py"), tests)
     for job in tests:
-        evaluation_config({"format": 1, "config": config.config}, run.changes(job), path)
+        read_config(run.changes(job), {"format": 1, "config": config.config}, path)
     return run
 
 
@@ -204,7 +202,7 @@ def write_own_configs(own: Path, methods: Sequence[str], output: Path) -> dict[t
     Raises:
         UserError: the config is wrong, or a method is unknown.
     """
-    base, name = make_config(read_json(own)).config, own.stem.removeprefix("config_")
+    base, name = read_config(read_json(own)).config, own.stem.removeprefix("config_")
     files = {}
     make_folder(output)
     for method in methods:

@@ -18,17 +18,15 @@ from comparison.plan import CHECKPOINTS, EQUAL, LEARNED, PRIOR, Run, config_path
 from comparison.tables import cost_table, records, row_label, write_comparison
 from data_loader.in_memory import InMemoryDataLoader
 from data_loader.workers import usable_cores
-from evaluation.loaded_run import evaluation_config
 from evaluation.results import Results
 from report.comparison_page import Evaluated
-from trainer.registry import COMPONENTS, make_config
+from trainer.registry import COMPONENTS, read_config
 from utils.checkpoint import load_checkpoint, position, sha256, whole_epochs
 from utils.distributed import LAUNCHER
 from utils.errors import Interrupted, UserError
 from utils.files import make_folder
 from utils.lock import locked
 from utils.parse_config import ConfigParser, differences
-from utils.reference_config import config_of
 from utils.signals import StopSignals, signal_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +116,7 @@ def commands_left(run: Run) -> Iterator[tuple[str, list[str]]]:
         yield f"training, {epochs} epochs", run.train
     else:
         checkpoint = load_checkpoint(saved[0])
-        trained = make_config(config_of(checkpoint))
+        trained = read_config(checkpoint.get("config") or {})
         if difference := first_difference(trained, run.config):
             raise UserError(
                 f"{run.folder} holds a run with other options ({difference}): choose another --output, or give "
@@ -157,7 +155,7 @@ def is_tested(run: Run, job: str, name: str) -> bool:
     if not run.results(job, name).exists():
         return False
     done, path = read_results(run, job, name), run.checkpoint(name)
-    config = evaluation_config(load_checkpoint(path), run.changes(job), path)
+    config = read_config(run.changes(job), load_checkpoint(path), path)
     return done.checkpoint.sha256 == sha256(path) and done.config == config.config
 
 

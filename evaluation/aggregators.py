@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from tade import Aggregator, Calibration
-from trainer.registry import AGGREGATORS, make_config
+from trainer.registry import AGGREGATORS, read_config
 from utils.parse_config import ConfigParser, parameters_of
 from utils.reference_config import published_aggregator
 
@@ -38,7 +38,7 @@ def build_aggregator(
         expert_log_priors, log_prior: [E, C] and [C]; see tade.Aggregator.
         calibration: asked only where the aggregator takes one and the config gives none.
     """
-    chosen = make_config({**config.config, "aggregator": aggregator_section(config)})
+    chosen = read_config({**config.config, "aggregator": aggregator_section(config)})
     supplied: dict[str, object] = {"expert_log_priors": expert_log_priors, "log_prior": log_prior}
     if calibration and wants_calibration(chosen):
         supplied["calibration"] = calibration()

@@ -16,7 +16,7 @@ from evaluation.evaluation import chosen_distributions
 from evaluation.loaded_run import LoadedRun
 from evaluation.results import Results
 from tade import Calibration, GivenPriorAggregator
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.errors import UserError, shown, unknown
 
 PRIOR = "The prior"
@@ -37,7 +37,7 @@ def with_prior(run: LoadedRun, prior: str | Path | Mapping[str, float]) -> Loade
     arguments = aggregator_section(run.config).get("args", {})
     kept = {key: value for key, value in arguments.items() if key == "calibration"}
     section = {"type": "GivenPriorAggregator", "args": {**kept, "prior": read_prior(prior, run.loader)}}
-    return replace(run, config=make_config({**run.config.config, "aggregator": section}))
+    return replace(run, config=read_config({**run.config.config, "aggregator": section}))
 
 
 def adapt_oracle(run: LoadedRun, names: Sequence[str] | None = None, calibration: Calibration | None = None) -> Results:

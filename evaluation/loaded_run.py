@@ -23,29 +23,15 @@ from tade.priors import EPSILON
 from trainer.build import build_loader, build_loss, build_network
 from trainer.continuity import other_parts
 from trainer.devices import choose_device, parallel
-from trainer.registry import changed_config, log_without_effect, make_config
+from trainer.registry import read_config
 from utils import distributed
 from utils.bad_images import BadImage, bad_images_sentence, none_decoded
 from utils.checkpoint import load_checkpoint, load_weights, sha256
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser
-from utils.reference_config import arguments_of, config_of
+from utils.reference_config import arguments_of
 from utils.seed import CALIBRATION, epoch_generator, seed_everything
-
-#: Sections of a training config that count after training.
-SECTIONS = (
-    "name",
-    "n_gpu",
-    "seed",
-    "arch",
-    "data_loader",
-    "loss",
-    "optimizer",
-    "metrics",
-    "aggregator",
-    "averaged_views",
-)
 
 
 @dataclass
@@ -298,8 +284,7 @@ def load_run(
     """
     path = Path(path)
     checkpoint = load_checkpoint(path)
-    config = evaluation_config(checkpoint, overrides or {}, path)
-    log_without_effect(config)
+    config = read_config(overrides or {}, checkpoint, path)
     seed_everything(config.get("seed", 1))
     chosen_device, gpus = choose_device(device, config.get("n_gpu", 1))
     loader = build_loader(config, chosen_device, None if data else trained_on(checkpoint, config, path))
@@ -355,34 +340,12 @@ def trained_on(checkpoint: Mapping, config: ConfigParser, path: Path) -> Trained
         raise UserError(f"{path} has class names or a class map that do not fit its {len(counts)} classes.")
     arguments = config["data_loader"].get("args", {})
     wanted = arguments.get("class_names")
-    if wanted != arguments_of(config_of(checkpoint), "data_loader").get("class_names"):
+    if wanted != arguments_of(checkpoint.get("config") or {}, "data_loader").get("class_names"):
         names = None
     elif names is None and wanted is not None and not Path(wanted).is_file():
         get_logger().warning(f"There is no {wanted} with the names of the classes: they are called by number.")
         del arguments["class_names"]
     return TrainedOn(counts, class_map, names)
-
-
-def evaluation_config(checkpoint: Mapping, overrides: Mapping[str, object], source: Path) -> ConfigParser:
-    """The checked config of a checkpoint's evaluation: its own sections that count after training, with overrides.
-
-    Of a stranger's config, sections that are not understood are left out, so that overrides can take their place.
-    """
-    config = config_of(checkpoint)
-    kept = {key: config[key] for key in SECTIONS if key in config}
-    if "format" not in checkpoint:
-        kept = {key: section for key, section in kept.items() if _is_understood(key, section)}
-    if not kept and not overrides:
-        raise UserError(f"{source} carries no config: give the one it was trained with, -c CONFIG.")
-    return changed_config(kept, overrides)
-
-
-def _is_understood(key: str, section: object) -> bool:
-    try:
-        make_config({key: section})
-    except UserError:
-        return False
-    return True
 
 
 def carried_log_priors(config: ConfigParser, epoch: int | None, loader: BaseDataLoader, num_experts: int) -> Tensor:

@@ -20,7 +20,7 @@ from tade import (
     StabilityAggregator,
     check_aggregator,
 )
-from trainer.registry import AGGREGATORS, make_config
+from trainer.registry import AGGREGATORS, read_config
 
 
 def with_held_out(carried, log_prior):
@@ -130,7 +130,7 @@ def test_no_aggregator_has_a_place_for_labels_but_what_says_so():
     ],
 )
 def test_a_config_can_name_them(kind, arguments):
-    config = make_config({"aggregator": {"type": kind, "args": arguments}})
+    config = read_config({"aggregator": {"type": kind, "args": arguments}})
     built = config.build("aggregator", expert_log_priors=torch.zeros(2, 3), log_prior=torch.zeros(3))
     assert type(built) is getattr(tade, kind)
 

@@ -20,7 +20,7 @@ from evaluation.calibration import CalibrationRecord, calibration_path
 from evaluation.results import Results
 from tade import Calibration, PriorAggregator, StabilityAggregator, fit_calibration, prior_free_logits
 from trainer.build import build_network
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError
 
@@ -238,7 +238,7 @@ def listed(tmp_path_factory) -> Path:
         },
     }
     torch.manual_seed(0)
-    network = build_network(make_config(config), 3, torch.device("cpu"))
+    network = build_network(read_config(config), 3, torch.device("cpu"))
     save_checkpoint(
         root / "net.pth", {"model": network.state_dict(), "config": config, "epoch": 1, "cls_num_list": [6, 4, 2]}
     )

@@ -13,7 +13,7 @@ from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from data_loader.image_lists import ImageList
 from evaluation import load_run
 from trainer import continuity, train
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -52,7 +52,7 @@ def test_another_training_is_named_and_refused(started, change, named):
 def test_five_differences_are_named_and_the_rest_counted(monkeypatch):
     monkeypatch.setattr(continuity, "changes", lambda *_: list("1234567"))
     with pytest.raises(UserError, match=r"trained otherwise: 1; 2; 3; 4; 5 \(and 2 more\); undo"):
-        continuity.check_continuity({}, "last.pth", make_config({}), [], {}, allow=False)
+        continuity.check_continuity({}, "last.pth", read_config({}), [], {}, allow=False)
 
 
 def test_allowed_changes_are_said_and_taken(started, capsys):
@@ -122,7 +122,7 @@ def test_evaluation_says_when_the_training_list_is_another(tmp_path, capsys):
     config = {"name": "x", "arch": arch, "data_loader": {"type": "ListDataLoader", "args": loader}}
     (tmp_path / "train.txt").write_text("a.png 0\nb.png 0\nc.png 1\n")
     (tmp_path / "test.txt").write_text("x.png 0\ny.png 1\n")
-    checked = make_config(config)
+    checked = read_config(config)
     content = {"model": checked.build("arch").state_dict(), "config": config, "epoch": 1, "cls_num_list": [2, 1]}
     fingerprint = checked.build("data_loader").fingerprint()
     for now, recorded, said in (
@@ -210,5 +210,5 @@ def test_a_config_without_a_seed_has_seed_1(small_run):
     content = load_checkpoint(small_run["last"])
     unnamed = {key: value for key, value in small_run["config"].items() if key != "seed"}
     for old, now in ((unnamed, small_run["config"]), (small_run["config"], unnamed)):
-        found = continuity.changes({**content, "config": old}, make_config(now), content["cls_num_list"], {})
+        found = continuity.changes({**content, "config": old}, read_config(now), content["cls_num_list"], {})
         assert content["seed"] == 1 and found == []

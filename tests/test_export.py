@@ -23,7 +23,7 @@ from deploy.model_card import figures_of, model_card
 from evaluation.loaded_run import load_run
 from evaluation.prediction import predict, with_images
 from tade import PriorAggregator
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError
 
@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory) -> Path:
         "trainer": {"epochs": 3},
     }
     torch.manual_seed(0)
-    state = make_config({"arch": config["arch"]}).build("arch").state_dict()
+    state = read_config({"arch": config["arch"]}).build("arch").state_dict()
     for name, tensor in state.items():
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 2)

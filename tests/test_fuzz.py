@@ -27,8 +27,7 @@ from commands.make_data_txt import from_folder
 from data_loader.data_loaders import ListDataLoader
 from data_loader.image_folders import image_suffixes, is_leftover
 from data_loader.image_lists import ImageList
-from trainer.registry import make_config
-from trainer.training import training_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.parse_config import merge, parse_assignment, read_json
@@ -88,9 +87,9 @@ any_paths = some_paths | st.lists(st.text(max_size=8), min_size=1, max_size=4).m
 @given(st.dictionaries(any_paths, json_values, min_size=1, max_size=3))
 def test_configs(changes):
     try:
-        config = make_config(merge(BASE, changes))
+        config = read_config(merge(BASE, changes))
         config.complete()
-        training_config(changes, {"format": 1, "config": copy.deepcopy(BASE)}, "a.pth")
+        read_config(changes, {"format": 1, "config": copy.deepcopy(BASE)}, "a.pth", training=True)
         config.build("trainer")
         config.build("loss", cls_num_list=[50, 20, 5])
         optimizer = config.build("optimizer", [torch.nn.Parameter(torch.zeros(2))])
@@ -112,7 +111,7 @@ def test_config_files(data):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "c.json").write_bytes(data)
         try:
-            make_config(read_json(Path(folder) / "c.json"))
+            read_config(read_json(Path(folder) / "c.json"))
         except UserError as error:
             one_sentence(error)
 
@@ -129,7 +128,7 @@ def test_assignments(path, value):
     arguments = ["-c", str(ROOT / "configs" / "config_digits_tade.json"), f"--set={text}"]
     try:
         parse_assignment(text)
-        training_config(parse("", arguments, training=True).config)
+        read_config(parse("", arguments, training=True).config, training=True)
     except UserError as error:
         one_sentence(error)
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from commands.gflops import cost_of
 from model.cost import count_macs
 from model.model import ResNet10Model
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.errors import UserError
 from utils.parse_config import read_json
 
@@ -30,7 +30,7 @@ REFERENCE = {
 @pytest.mark.parametrize("name", REFERENCE)
 def test_cost_is_that_of_the_references_network(name):
     macs, parameters = REFERENCE[name]
-    total = cost_of(make_config(read_json(ROOT / "configs" / f"config_{name}.json"))).loc["total"]
+    total = cost_of(read_config(read_json(ROOT / "configs" / f"config_{name}.json"))).loc["total"]
     assert total["published way"] / 1e9 == pytest.approx(macs, abs=6e-5)
     assert total["parameters"] / 1e6 == pytest.approx(parameters, abs=6e-3)
 

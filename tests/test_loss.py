@@ -25,7 +25,7 @@ from model.loss import (
     inverse_prior,
     ldam_margins,
 )
-from trainer.registry import make_config
+from trainer.registry import read_config
 
 VALUES = golden_json("losses.json")
 COUNTS = VALUES["cls_num_list"]
@@ -227,7 +227,7 @@ def test_what_a_checkpoint_carries_depends_on_its_loss_its_sampling_and_its_epoc
     log_prior = class_prior(plain.cls_num_list).log()
 
     def carried(loss: dict | None, epoch: int | None, loader, experts: int = 1) -> torch.Tensor:
-        config = make_config({"loss": loss} if loss else {})
+        config = read_config({"loss": loss} if loss else {})
         return carried_log_priors(config, epoch, loader, experts).log_softmax(dim=1)
 
     entropy = {"type": "CrossEntropyLoss", "args": {}}

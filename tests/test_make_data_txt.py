@@ -18,7 +18,7 @@ from commands.make_data_txt import main
 from data_loader.class_profiles import distribution_counts
 from data_loader.image_lists import ImageList
 from trainer.build import build_loader
-from trainer.training import training_config
+from trainer.registry import read_config
 from utils.errors import UserError
 
 MANIFEST = json.loads(make_data_txt.MANIFEST.read_text())["files"]
@@ -265,7 +265,7 @@ def test_the_printed_command_line_is_the_config(tmp_path, capsys):
     program, name, *words = shlex.split(command)
     assert (program, name) == ("python", "train.py")
     options = parse("", [str(ROOT / word) if word.startswith("configs/") else word for word in words], training=True)
-    loader = build_loader(training_config(options.config), torch.device("cpu"))
+    loader = build_loader(read_config(options.config, training=True), torch.device("cpu"))
     assert loader.class_names == ["a", "b"] and loader.cls_num_list == [1, 1] and options.run_id == "first"
     assert loader.has_held_out_validation
     loader.check_files()

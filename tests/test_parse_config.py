@@ -10,10 +10,9 @@ from commands.jobs import RECOMMENDED
 from data_loader.data_loaders import ListDataLoader
 from evaluation.aggregators import build_aggregator
 from trainer.build import build_loss, build_network, parameter_groups
-from trainer.registry import COMPONENTS, changed_config, make_config
-from trainer.training import training_config
+from trainer.registry import COMPONENTS, read_config
 from utils.errors import UserError
-from utils.parse_config import ConfigParser, fits, merge, override, parameters_of, parse_assignment, read_json
+from utils.parse_config import ConfigParser, fits, merge, parameters_of, parse_assignment, read_json
 from utils.seed import epoch_generator, seed_everything
 
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))
@@ -27,7 +26,7 @@ def config() -> dict:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_what_it_names_and_trains_a_step(path):
-    config = make_config(read_json(path))
+    config = read_config(read_json(path))
     if "data_loader" not in config:
         counts = []
     elif issubclass(COMPONENTS["data_loader"][config["data_loader"]["type"]], ListDataLoader):
@@ -95,18 +94,18 @@ def test_methods_share_data_and_network_family(data):
     ],
 )
 def test_what_is_unknown_or_of_the_wrong_type_is_named(config, path, value, message):
-    override(config, path, value)
+    config = merge(config, {path: value})
     with pytest.raises(UserError, match=message):
-        make_config(config)
+        read_config(config)
 
 
 def test_missing_argument_and_missing_section(config):
     del config["lr_scheduler"]["args"]["step1"]
     with pytest.raises(UserError, match='"lr_scheduler" .* lacks the argument "step1"'):
-        make_config(config)
+        read_config(config)
     del config["lr_scheduler"]
     with pytest.raises(UserError, match='The config has no "lr_scheduler"'):
-        make_config(config).build("lr_scheduler")
+        read_config(config).build("lr_scheduler")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +121,7 @@ def test_missing_argument_and_missing_section(config):
     ],
 )
 def test_values_out_of_range_are_named(config, path, value, message):
-    override(config, path, value)
-    config = make_config(config)
+    config = read_config(merge(config, {path: value}))
     with pytest.raises(UserError, match=message):
         for section in ("trainer", "data_loader", "arch"):
             config.build(section)
@@ -132,7 +130,7 @@ def test_values_out_of_range_are_named(config, path, value, message):
 def test_another_number_of_classes(config):
     config["arch"]["args"]["num_classes"] = 10
     with pytest.raises(UserError, match="num_classes is 10 and the data has 100 classes"):
-        build_network(make_config(config), 100, torch.device("cpu"))
+        build_network(read_config(config), 100, torch.device("cpu"))
 
 
 def test_flags_and_assignments_override_the_file():
@@ -140,7 +138,7 @@ def test_flags_and_assignments_override_the_file():
     flags = "--lr 0.05 --bs 64 --epochs 30 --num_experts 4 --name mine --save_period 7 --seed 3 --step1 24 -d cpu"
     assigned = "--imb_factor 0.1 --compile --set loss;args;tau=1.5 --set trainer;monitor=off"
     options = parse("", ["-c", path, *flags.split(), *assigned.split()], training=True)
-    config = training_config(options.config)
+    config = read_config(options.config, training=True)
     assert config["optimizer"]["args"]["lr"] == 0.05 and config["data_loader"]["args"]["batch_size"] == 64
     assert config["trainer"] == {
         **read_json(path)["trainer"],
@@ -166,7 +164,7 @@ def test_merging_leaves_both_sides_alone():
 def test_an_unknown_trainer_is_named(config):
     config["trainer"]["type"] = "Trainr"
     with pytest.raises(UserError, match='type in config section "trainer" "Trainr": did you mean "Trainer"'):
-        make_config(config)
+        read_config(config)
 
 
 def test_assignments():
@@ -175,7 +173,7 @@ def test_assignments():
     with pytest.raises(UserError, match="--set needs KEY;PATH=VALUE"):
         parse_assignment("optimizer;type")
     with pytest.raises(UserError, match='"name" is a value, not a section'):
-        override({"name": "x"}, "name;type", 1)
+        merge({"name": "x"}, {"name;type": 1})
 
 
 def test_config_files_that_cannot_be_read(tmp_path):
@@ -197,7 +195,7 @@ def test_fits():
 
 def test_parsing_touches_nothing(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make_config(config)
+    read_config(config)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,8 +241,8 @@ def test_what_no_config_holds(tmp_path, text, message):
 )
 def test_numbers_of_any_length_are_refused(config, path, value):
     with pytest.raises(UserError, match=r"must lie between -2\^63 and 2\^63|must be of type float"):
-        make_config(merge(config, {path: value}))
-    assert make_config(merge(config, {"seed": 2**63 - 1}))["seed"] == 2**63 - 1
+        read_config(merge(config, {path: value}))
+    assert read_config(merge(config, {"seed": 2**63 - 1}))["seed"] == 2**63 - 1
 
 
 def test_the_largest_seed_seeds():
@@ -254,28 +252,28 @@ def test_the_largest_seed_seeds():
 
 def test_numbers_of_views_have_an_end(config):
     with pytest.raises(UserError, match="averaged_views must be at most 10000"):
-        make_config({**config, "averaged_views": 10**9})
+        read_config({**config, "averaged_views": 10**9})
 
 
 def test_long_values_are_shown_in_part(config):
     with pytest.raises(UserError) as caught:
-        make_config({**config, "n_gpu": "x" * 10_000})
+        read_config({**config, "n_gpu": "x" * 10_000})
     assert len(str(caught.value)) < 500
     with pytest.raises(UserError) as caught:
-        make_config({**config, "x" * 10_000: 1})
+        read_config({**config, "x" * 10_000: 1})
     assert len(str(caught.value)) < 1000
 
 
 def test_another_type_leaves_behind_what_only_the_one_before_took():
     config = read_json(ROOT / "configs" / "config_digits_tade.json")
-    changed = changed_config(config, {"loss;type": "CrossEntropyLoss"})
+    changed = read_config({**config, "loss;type": "CrossEntropyLoss"})
     assert changed["loss"] == {"type": "CrossEntropyLoss", "args": {}}
-    changed = changed_config(config, {"optimizer;type": "Adam", "optimizer;args;lr": 0.001})
+    changed = read_config({**config, "optimizer;type": "Adam", "optimizer;args;lr": 0.001})
     assert changed["optimizer"]["args"] == {"lr": 0.001, "weight_decay": 0.0005}
     with pytest.raises(UserError, match='Unknown argument of CrossEntropyLoss.* "tau"'):
-        changed_config(config, {"loss;type": "CrossEntropyLoss", "loss;args;tau": 2})
+        read_config({**config, "loss;type": "CrossEntropyLoss", "loss;args;tau": 2})
     with pytest.raises(UserError, match='Unknown argument of CrossEntropyLoss.* "tau"'):
-        changed_config(config, {"loss": {"type": "CrossEntropyLoss", "args": {"tau": 2}}})
+        read_config({**config, "loss": {"type": "CrossEntropyLoss", "args": {"tau": 2}}})
 
 
 @pytest.mark.parametrize("section", ["name", "arch", "data_loader", "optimizer", "loss", "lr_scheduler", "trainer"])
@@ -283,7 +281,7 @@ def test_a_training_wants_every_section(section):
     config = read_json(ROOT / "configs" / "config_digits_tade.json")
     del config[section]
     with pytest.raises(UserError, match=f'"{section}"'):
-        training_config(config)
+        read_config(config, training=True)
 
 
 def test_arguments_are_collected_over_the_classes_that_options_are_passed_on_to():

@@ -29,7 +29,7 @@ from evaluation.loaded_run import load_run
 from evaluation.prediction import PredictionStream, predict, with_images
 from evaluation.results import CheckpointRecord, Predictions
 from tade import EMAggregator, GivenPriorAggregator, PriorAggregator, StabilityAggregator
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -81,7 +81,7 @@ def list_checkpoint(folder: Path, kind: str = "ListDataLoader", **entries) -> Pa
         },
     }
     torch.manual_seed(0)
-    network = make_config(config).build("arch")
+    network = read_config(config).build("arch")
     content = {"model": network.state_dict(), "config": config, "epoch": 1, "cls_num_list": [6, 4, 2], **entries}
     save_checkpoint(folder / "net.pth", content)
     return folder / "net.pth"
@@ -354,7 +354,7 @@ def test_a_state_of_something_else_is_refused(run, named, photos, tmp_path):
         (run, StabilityAggregator, "of another aggregator .*PriorAggregator.*, and here it is .*StabilityAgg"),
         (run, lambda *p: PriorAggregator(*p, calibration=[1.0, 0.1, 0.0]), "of another calibration"),
         (
-            replace(run, config=make_config({**run.config.config, "averaged_views": 2})),
+            replace(run, config=read_config({**run.config.config, "averaged_views": 2})),
             PriorAggregator,
             "averaged view",
         ),

@@ -4,7 +4,7 @@ import torch
 from model.model import ResNet10Model, ResNet18Model, ResNet32Model, ResNet34Model
 from model.pretrained import read_weights, start_from
 from trainer.build import TORCHVISION_NAMES, parameter_groups
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.torchvision_import import torchvision
@@ -54,12 +54,12 @@ def test_what_does_not_fit_is_named(plain, tmp_path):
 
 def test_classifiers_and_the_rest_learn_at_their_own_rates():
     network = ResNet10Model(5, num_experts=2)
-    config = make_config({"optimizer": {"type": "SGD", "args": {"lr": 0.01}, "share_lr": 0.001}})
+    config = read_config({"optimizer": {"type": "SGD", "args": {"lr": 0.01}, "share_lr": 0.001}})
     groups = config.build("optimizer", parameter_groups(config, network)).param_groups
     assert [group["lr"] for group in groups] == [0.01, 0.001]
     assert [len(group["params"]) for group in groups] == [4, len(list(network.parameters())) - 4]
     with pytest.raises(UserError, match='did you mean "share_lr"'):
-        make_config({"optimizer": {"type": "SGD", "args": {}, "share_lrs": 1}})
+        read_config({"optimizer": {"type": "SGD", "args": {}, "share_lrs": 1}})
 
 
 def trained(num_experts: int, path, **arguments) -> dict:

@@ -13,9 +13,7 @@ from data_loader.datasets import ImageSet
 from evaluation import adapt, load_run
 from evaluation.aggregators import build_aggregator
 from trainer.build import parameter_groups
-from trainer.registry import COMPONENTS, make_config
-from trainer.training import training_config
-from utils.checkpoint import load_checkpoint
+from trainer.registry import COMPONENTS, read_config
 from utils.errors import UserError
 from utils.parse_config import merge, read_json
 
@@ -32,7 +30,7 @@ def test_all_twelve_are_here():
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_a_training_file_builds_what_it_names(path):
-    config = training_config(read_json(path))
+    config = read_config(read_json(path), training=True)
     network = config.build("arch")
     counts = list(range(network.num_classes, 0, -1))
     config.build("loss", cls_num_list=counts)
@@ -44,7 +42,7 @@ def test_a_training_file_builds_what_it_names(path):
 
 @pytest.mark.parametrize("path", TEST_TIME, ids=lambda path: path.stem)
 def test_a_test_time_file_is_the_published_method(path):
-    config = make_config(read_json(path))
+    config = read_config(read_json(path))
     aggregator = build_aggregator(config, torch.zeros(3, 5), torch.zeros(5))
     assert (aggregator.epochs, aggregator.batch_size, aggregator.stop_below) == (5, 128, 0.05)
     assert aggregator.entropy_coefficient == (-0.01 if "iNaturalist" in path.name else 0)
@@ -53,28 +51,13 @@ def test_a_test_time_file_is_the_published_method(path):
 
 
 def test_what_has_no_effect_is_named_once(digits_run, capsys):
-    config = make_config(read_json(SHAPES / "config_cifar100_ir100_tade.json"))
-    assert config.without_effect == ["add_extra_info", "arch;args;returns_feat", "data_loader;args;num_workers"]
+    read_config(read_json(SHAPES / "config_cifar100_ir100_tade.json"))
+    said = "Without effect here: add_extra_info, arch;args;returns_feat, data_loader;args;num_workers."
+    assert said in capsys.readouterr().out
     changes = {"arch;args;returns_feat": True, "add_extra_info": True, "epochs": 1}
     adapt(load_run(digits_run["last"], overrides=changes), names=["forward10", "uniform"])
     lines = [line for line in capsys.readouterr().out.splitlines() if "Without effect" in line]
     assert lines == ["Without effect here: add_extra_info, arch;args;returns_feat."]
-
-
-FORMER = {"type": "StreamingStabilityAggregator", "args": {"batch_size": 32, "entropy_coefficient": -0.01}}
-
-
-def test_a_checkpoint_with_keys_of_before_is_evaluated_and_trained_further(digits_run, tmp_path):
-    checkpoint = torch.load(digits_run["last"], weights_only=True)
-    checkpoint["config"]["trainer"]["add_extra_info"] = True
-    checkpoint["config"]["aggregator"] = FORMER
-    torch.save(checkpoint, tmp_path / "last.pth")
-    run = load_run(tmp_path / "last.pth")
-    assert run.make_aggregator(run.expert_log_priors, run.log_prior).entropy_coefficient == -0.01
-    config = training_config({"trainer;epochs": 7}, load_checkpoint(tmp_path / "last.pth"))
-    assert config.build("trainer").epochs == 7
-    with pytest.raises(UserError, match="is now StabilityAggregator with --stream"):
-        load_run(tmp_path / "last.pth", overrides={"aggregator": FORMER})
 
 
 def test_without_an_epoch_training_is_taken_to_be_over(digits_run, tmp_path):
@@ -90,7 +73,7 @@ def test_without_an_epoch_training_is_taken_to_be_over(digits_run, tmp_path):
 def test_a_misspelt_key_beside_them_is_still_named():
     config = read_json(SHAPES / "config_cifar100_ir100_tade.json")
     with pytest.raises(UserError, match='Unknown key in the config "add_extra_infos"'):
-        make_config(merge(config, {"add_extra_infos": True}))
+        read_config(merge(config, {"add_extra_infos": True}))
 
 
 class SmallCIFAR100(ImbalanceCIFAR100DataLoader):

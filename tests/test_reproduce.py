@@ -17,7 +17,7 @@ from conftest import ROOT, call_script
 from comparison import run as comparison
 from comparison.plan import Run, config_path, method_config, plan_runs, quick_changes, write_own_configs
 from comparison.tables import accuracy_table, mean_and_deviation
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import Interrupted, UserError
 from utils.lock import locked
@@ -251,7 +251,7 @@ def test_stages_that_start_from_weights_keep_their_width():
 
 
 def test_quick_takes_distributions_that_the_data_set_has():
-    config = make_config(read_json(ROOT / "configs" / "config_iNaturalist_resnet50_tade.json"))
+    config = read_config(read_json(ROOT / "configs" / "config_iNaturalist_resnet50_tade.json"))
     assert 'data_loader;args;distributions=["forward3", "uniform", "backward3"]' in quick_changes(config)
 
 

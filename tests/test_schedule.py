@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import ROOT
 
+from trainer.registry import read_config
 from trainer.schedule import CustomLR, WarmupCosineLR, custom_lr_factor, odd_schedule
-from trainer.training import training_config
 from utils.parse_config import read_json
 
 
@@ -40,23 +40,24 @@ def config(name: str) -> dict:
 
 def test_the_schedule_of_a_new_run_moves_with_its_epochs(capsys):
     asked = {**config("cifar100_ir100_ride"), "trainer;epochs": 20}
-    moved = training_config(asked)
+    moved = read_config(asked, training=True)
     assert moved["trainer"]["epochs"] == 20 and moved["loss"]["args"]["reweight_epoch"] == 16
     assert moved["lr_scheduler"]["args"] == {"step1": 16, "step2": 18, "warmup_epoch": 5, "gamma": 0.01}
-    kept = training_config({**asked, "lr_scheduler;args;step1": 4, "lr_scheduler;args;step2": 160})
+    kept = read_config({**asked, "lr_scheduler;args;step1": 4, "lr_scheduler;args;step2": 160}, training=True)
     assert kept["lr_scheduler"]["args"] == {"step1": 4, "step2": 160, "warmup_epoch": 2, "gamma": 0.01}
     wave = {"type": "WarmupCosineLR", "args": {"T_max": 200, "warmup_epoch": 5}}
-    moved = training_config({**asked, "lr_scheduler": wave, "trainer;epochs": 4})
+    moved = read_config({**asked, "lr_scheduler": wave, "trainer;epochs": 4}, training=True)
     assert moved["lr_scheduler"]["args"] == {"T_max": 4, "warmup_epoch": 2}
     capsys.readouterr()
-    assert training_config({**config("custom_example"), "trainer;epochs": 6})["lr_scheduler"]["args"]["T_max"] == 6
+    cosine = read_config({**config("custom_example"), "trainer;epochs": 6}, training=True)
+    assert cosine["lr_scheduler"]["args"]["T_max"] == 6
     assert "The schedule moves with the epochs, which were 30: lr_scheduler;args;T_max 6." in capsys.readouterr().out
 
 
 def test_the_schedule_of_other_runs_stays():
-    assert training_config(config("digits_tade")).config == config("digits_tade")
+    assert read_config(config("digits_tade"), training=True).config == config("digits_tade")
     longer = {"config": config("digits_tade"), "format": 1}
-    resumed = training_config({"trainer;epochs": 60}, longer)  # its steps may lie behind it
+    resumed = read_config({"trainer;epochs": 60}, longer, training=True)  # its steps may lie behind it
     assert resumed["trainer"]["epochs"] == 60 and resumed["lr_scheduler"]["args"]["step1"] == 24
 
 

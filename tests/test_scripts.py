@@ -15,7 +15,7 @@ from commands.command_line import Options, parse
 from commands.command_line import run_script as run_as_script
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer import train
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, save_checkpoint, sha256
 from utils.errors import UserError
 from utils.parse_config import read_json
@@ -293,4 +293,4 @@ def test_the_readme_is_short_and_links_every_page():
 def test_every_config_on_a_page_is_one_that_parses():
     for path in {path for page in PAGES for path in re.findall(r"configs/\w+\.json", page.read_text())}:
         if (ROOT / path).exists():
-            make_config(read_json(ROOT / path))
+            read_config(read_json(ROOT / path))

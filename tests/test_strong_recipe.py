@@ -9,7 +9,7 @@ from PIL import Image
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 from data_loader.datasets import ImageSet
 from data_loader.strong_transforms import AutoAugment, Cutout
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.errors import UserError
 from utils.parse_config import read_json
 from utils.torchvision_import import torchvision
@@ -85,7 +85,7 @@ def test_wrong_arguments_are_refused(options, words):
 
 
 def test_the_config_is_accepted():
-    config = make_config(CONFIG)
+    config = read_config(CONFIG)
     assert config.build("trainer").ema_decay == 0.999 and config.build("data_loader").cutout.side == 16
     with pytest.raises(UserError, match="ema_decay must be at least 0 and below 1"):
-        make_config({**CONFIG, "trainer": {"epochs": 1, "ema_decay": 1.0}}).build("trainer")
+        read_config({**CONFIG, "trainer": {"epochs": 1, "ema_decay": 1.0}}).build("trainer")

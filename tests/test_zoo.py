@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from evaluation.evaluation import evaluate_test_set
 from evaluation.loaded_run import load_run
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, load_weights, sha256
 
 FOLDER = ROOT / "benchmarks" / "checkpoints"
@@ -24,7 +24,7 @@ def test_a_checkpoint_is_whole_small_and_loads(name, digest):
     path = FOLDER / name
     assert sha256(path) == digest and path.stat().st_size <= 4e6
     content = load_checkpoint(path)
-    network = make_config({"arch": content["config"]["arch"]}).build("arch")
+    network = read_config({"arch": content["config"]["arch"]}).build("arch")
     load_weights(network, content["model"], path)
     assert "optimizer" not in content and sum(content["cls_num_list"]) == 10847
     assert all(not tensor.is_floating_point() or tensor.abs().max() < 1e4 for tensor in content["model"].values())

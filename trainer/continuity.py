@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-from trainer.registry import make_config
+from trainer.registry import read_config
 from utils.errors import UserError
 from utils.logger import get_logger
 from utils.parse_config import ConfigParser, differences
-from utils.reference_config import config_of
 
 #: Values of a config that may change on the way: how long and how fast to learn, where data and runs are, what is
 #: measured. The fingerprint speaks for the lists of training images; the weights and the optimizer's state do for the
@@ -31,9 +30,9 @@ def changes(checkpoint: Mapping, config: ConfigParser, counts: list[int], finger
         fingerprint: of the training images (BaseDataLoader.fingerprint).
     """
     found: list[str] = []
-    if before := config_of(checkpoint):
+    if before := checkpoint.get("config"):
         try:
-            compared = differences(DEFAULTS | make_config(before).complete(), DEFAULTS | config.complete())
+            compared = differences(DEFAULTS | read_config(before).complete(), DEFAULTS | config.complete())
         except UserError as error:
             compared = {}
             found.append(f"its config cannot be compared ({error})")

@@ -1,6 +1,5 @@
 """A training run from its config to its last checkpoint."""
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,60 +20,14 @@ from trainer.continuity import check_continuity
 from trainer.devices import choose_device, device_name
 from trainer.options import TrainerOptions
 from trainer.precision import choose_precision
-from trainer.registry import TRAINERS, changed_config, log_without_effect, make_config
+from trainer.registry import TRAINERS, read_config
 from trainer.run_folder import choose_run_dir, run_folder
-from trainer.schedule import moved_schedule, odd_schedule
+from trainer.schedule import odd_schedule
 from utils import distributed
 from utils.checkpoint import load_checkpoint
-from utils.errors import UserError
 from utils.logger import get_logger
-from utils.parse_config import ConfigParser, merge
-from utils.reference_config import config_of
+from utils.parse_config import merge
 from utils.seed import seed_everything
-
-SECTIONS = ("name", "arch", "data_loader", "optimizer", "loss", "lr_scheduler", "trainer")
-
-
-def training_config(config: Mapping, checkpoint: Mapping | None = None, source: object = "") -> ConfigParser:
-    """The checked config of a training run: the checkpoint's, if any, with what `config` changes.
-
-    Args:
-        config: sections, or single values by path (utils.parse_config.merge).
-        checkpoint: content of the checkpoint to go on from.
-        source: its path, for messages.
-
-    Raises:
-        UserError: a section is missing or wrong.
-    """
-    before = config_of(checkpoint or {})
-    if checkpoint is not None and "format" not in checkpoint and config:  # a stranger's: only its network counts
-        before = {key: before[key] for key in ("arch",) if key in before}
-    if not before and not config:
-        raise UserError(f"{source} carries no config: give the one it was trained with, -c CONFIG.")
-    checked = changed_config(before, config)
-    for section in SECTIONS:
-        checked[section]  # names the first that is missing
-    return checked if checkpoint else with_moved_schedule(checked, config)
-
-
-def with_moved_schedule(checked: ConfigParser, asked: Mapping) -> ConfigParser:
-    """The config of a new run, its schedule moved where other epochs are asked for than those that it was made for.
-
-    Args:
-        checked: the config asked for.
-        asked: what it was made of: sections, with the epochs of the schedule, and single values by path.
-    """
-    section = asked.get("trainer")
-    whole = section.get("epochs") if isinstance(section, Mapping) else None
-    if "trainer;epochs" not in asked or whole is None:
-        return checked
-    made_for = merge(checked.config, {"trainer;epochs": whole})
-    moved = moved_schedule(made_for, checked["trainer"]["epochs"], kept=asked)
-    if not moved:
-        return checked
-    shown = ", ".join(f"{path} {json.dumps(value)}" for path, value in moved.items())
-    get_logger().info(f"The schedule moves with the epochs, which were {whole}: {shown}.")
-    return make_config(merge(checked.config, moved))
 
 
 def warn_if_nothing_learned(accuracy: float | None, loader: BaseDataLoader) -> None:
@@ -115,10 +68,9 @@ def train(
     """
     resume = Path(resume) if resume else None
     checkpoint = load_checkpoint(resume) if resume else None
-    checked = training_config(config or {}, checkpoint, resume)
+    checked = read_config(config or {}, checkpoint, resume, training=True)
     options = checked.build("trainer")
     logger = get_logger(verbosity=options.verbosity)
-    log_without_effect(checked)
     seed = checked.get("seed", 1)
     seed_everything(seed)
     chosen_device, gpus = choose_device(device, checked.get("n_gpu", 1))

@@ -1,4 +1,4 @@
-"""Reads a JSON config, applies overrides, and checks every key, type name and argument before anything else happens."""
+"""Reads a JSON config, applies changes, and checks every key, type name and argument before anything else happens."""
 
 import inspect
 import json
@@ -25,6 +25,7 @@ SIMPLE_KEYS = {
     "averaged_views": int,
 }
 SECTION_KEYS = {"optimizer": {"share_lr": float}}  # beside "type" and "args"
+JSON_TYPES = (int, float, str, bool, list, dict, type(None))
 
 
 class ConfigParser:
@@ -40,9 +41,6 @@ class ConfigParser:
         UserError: an unknown key, type or argument (with the valid choices and the nearest), a missing argument,
             or a value of the wrong type.
     """
-
-    #: Paths of keys that were accepted and have no effect.
-    without_effect: Sequence[str] = ()
 
     def __init__(self, config: Mapping, components: Mapping, supplied: Mapping[str, set[str]] | None = None):
         self.config = deepcopy(dict(config))
@@ -82,16 +80,17 @@ class ConfigParser:
     def complete(self) -> dict:
         """A copy of the config in which every section has the arguments that it leaves out, by their defaults."""
         completed = deepcopy(self.config)
-        for section in self.components.keys() & self.config.keys() - {"metrics"}:
+        for section in self._sections:
             constructor, given = self._resolve(section)
-            parameters = parameters_of(constructor).items()
-            defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
+            defaults = {n: p.default for n, p in parameters_of(constructor).items() if p.default is not p.empty}
             arguments = {name: list(v) if isinstance(v, tuple) else v for name, v in {**defaults, **given}.items()}
-            if isinstance(self.components[section], Mapping):
-                completed[section]["args"] = arguments
-            else:
-                completed[section] = arguments
+            plain = not isinstance(self.components[section], Mapping)
+            completed[section] = arguments if plain else {**completed[section], "args": arguments}
         return completed
+
+    @property
+    def _sections(self) -> list[str]:
+        return [key for key in self.config if key in self.components and key != "metrics"]
 
     def _resolve(self, section: str) -> tuple[Callable, dict]:
         component, content = self.components[section], self[section]
@@ -103,31 +102,28 @@ class ConfigParser:
         for key in content.keys() - {"type", "args"}:
             if key not in extra:
                 raise unknown(f'key in config section "{section}"', key, {"type", "args", *extra})
-            if not fits(content[key], extra[key]):
-                raise _wrong_type(section, key, content[key], extra[key])
+            check_type(section, key, content[key], extra[key])
         if not isinstance(content["type"], str) or content["type"] not in component:
             raise unknown(f'type in config section "{section}"', content["type"], component)
         return component[content["type"]], content.get("args", {})
 
     def _check(self) -> None:
-        for key in self.config:
-            if key not in SIMPLE_KEYS and key not in self.components:
+        for key, value in self.config.items():
+            if key in SIMPLE_KEYS:
+                check_type("config", key, value, SIMPLE_KEYS[key])
+            elif key not in self.components:
                 raise unknown("key in the config", key, SIMPLE_KEYS.keys() | self.components.keys())
-        for key, kind in SIMPLE_KEYS.items():
-            if key in self.config and not fits(self.config[key], kind):
-                raise _wrong_type("config", key, self.config[key], kind)
         for key in ("seed", "averaged_views"):
             if self.get(key, 0) < 0:
                 raise UserError(f"{key} must be at least 0, not {self[key]}.")
         if self.get("averaged_views", 0) > MOST_VIEWS:
             raise UserError(f"averaged_views must be at most {MOST_VIEWS}, not {self['averaged_views']}.")
-        for section in self.components.keys() - {"metrics"}:
-            if section in self.config:
-                constructor, given = self._resolve(section)
-                check_arguments(section, constructor, given, self.supplied.get(section, set()))
         for name in self.get("metrics", []):
             if name not in self.components.get("metrics", {name: None}):
                 raise unknown("metric", name, self.components["metrics"])
+        for section in self._sections:
+            constructor, given = self._resolve(section)
+            check_arguments(section, constructor, given, self.supplied.get(section, set()))
 
 
 def parameters_of(constructor: Callable) -> dict[str, inspect.Parameter]:
@@ -166,11 +162,20 @@ def check_arguments(where: str, constructor: Callable, given: Mapping, supplied:
     for name, value in given.items():
         if name not in parameters:
             raise unknown(f'argument of {constructor.__name__} in config section "{where}"', name, parameters)
-        if not fits(value, parameters[name].annotation):
-            raise _wrong_type(f"{where}.{constructor.__name__}", name, value, parameters[name].annotation)
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given and n != "params"]
+        check_type(f"{where}.{constructor.__name__}", name, value, parameters[name].annotation)
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
     if missing:
         raise UserError(f'Config section "{where}" ({constructor.__name__}) lacks the argument "{missing[0]}": add it.')
+
+
+def check_type(where: str, name: str, value: object, kind: object) -> None:
+    """Raise UserError if a JSON value does not fit a type annotation."""
+    if fits(value, kind):
+        return
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f'"{name}" in {where} must lie between -2^63 and 2^63.')
+    wanted = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
+    raise UserError(f'"{name}" in {where} must be of type {wanted}, not {_shown(value)}.')
 
 
 def fits(value: object, kind: object) -> bool:
@@ -179,32 +184,18 @@ def fits(value: object, kind: object) -> bool:
     >>> fits(1, float), fits(True, int), fits(None, int | None), fits(["a"], list[int])
     (True, False, True, False)
     """
-    origin = typing.get_origin(kind)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, option) for option in typing.get_args(kind))
-    if kind is None or kind is type(None):
-        return value is None
-    if kind is bool:
-        return isinstance(value, bool)
+        return any(fits(value, part) for part in parts)
+    if origin in (list, tuple, Sequence, Iterable):
+        return isinstance(value, (list, tuple)) and all(fits(item, parts[0]) for item in value)
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
             return False
         return abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value)
-    if kind is str:
-        return isinstance(value, str)
-    if origin in (list, tuple, Sequence, Iterable):
-        element = (typing.get_args(kind) or (typing.Any,))[0]
-        return isinstance(value, (list, tuple)) and all(fits(item, element) for item in value)
     if kind is typing.Any or not isinstance(kind, type):
         return True
-    return not isinstance(value, (int, float, str, bool, list, dict, type(None))) or isinstance(value, kind)
-
-
-def _wrong_type(where: str, name: str, value: object, kind: object) -> UserError:
-    wanted = getattr(kind, "__name__", str(kind)) if not typing.get_args(kind) else str(kind)
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return UserError(f'"{name}" in {where} must lie between -2^63 and 2^63.')
-    return UserError(f'"{name}" in {where} must be of type {wanted}, not {_shown(value)}.')
+    return isinstance(value, kind) or not isinstance(value, JSON_TYPES)
 
 
 def _shown(value: object) -> str:
@@ -237,45 +228,6 @@ def read_json(path: str | Path) -> dict:
     return content
 
 
-def override(config: dict, path: str, value: object) -> None:
-    """Set one value in place; `path` joins the keys by semicolons, e.g. "optimizer;args;lr".
-
-    Raises:
-        UserError: a part of the path is a value, not a section. Whether the key is known is for ConfigParser to say.
-    """
-    *parents, last = path.split(";")
-    for depth, key in enumerate(parents):
-        config = config.setdefault(key, {})
-        if not isinstance(config, dict):
-            raise UserError(f'Cannot set "{path}": "{";".join(parents[: depth + 1])}" is a value, not a section.')
-    config[last] = value
-
-
-def differences(before: Mapping, now: Mapping, path: str = "") -> dict[str, tuple[object, object]]:
-    """The values in which two configs differ: path -> (before, now), each None where it is absent."""
-    found: dict[str, tuple[object, object]] = {}
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found |= differences(old, new, f"{path}{key};")
-        elif old != new:
-            found[f"{path}{key}"] = (old, new)
-    return found
-
-
-def merge(config: Mapping, changes: Mapping) -> dict:
-    """A copy of a config with changes applied in their order.
-
-    Args:
-        config: the JSON object.
-        changes: whole sections ("data_loader": {...}) or single values by path ("optimizer;args;lr": 0.05).
-    """
-    merged = deepcopy(dict(config))
-    for path, value in changes.items():
-        override(merged, path, deepcopy(value))
-    return merged
-
-
 def parse_assignment(text: str) -> tuple[str, object]:
     """Split "KEY;PATH=VALUE"; the value is read as JSON where it is JSON, else as a string.
 
@@ -283,9 +235,9 @@ def parse_assignment(text: str) -> tuple[str, object]:
     (('optimizer;args;lr', 0.05), ('name', 'mine'))
     """
     path, equals, value = text.partition("=")
+    path = path.strip()
     if not equals or not path:
         raise UserError(f'--set needs KEY;PATH=VALUE, for example --set "optimizer;args;lr=0.05", not "{text[:200]}".')
-    path = path.strip()
     try:
         _check_value(path)
         try:
@@ -306,11 +258,11 @@ def parse_json(text: str) -> object:
     """
     try:
         content = json.loads(text)
+    except json.JSONDecodeError:
+        raise
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
-    except ValueError as error:
-        if isinstance(error, json.JSONDecodeError):
-            raise
+    except ValueError:
         raise ValueError("a number in it has too many digits") from None
     _check_value(content)
     return content
@@ -321,10 +273,40 @@ def _check_value(value: object, depth: int = 0) -> None:
         raise ValueError("its brackets are nested too deeply")
     if isinstance(value, str) and not all(c == " " or c.isprintable() or c in "\t\u200d" for c in value):
         raise ValueError(f"{ascii(value[:100])} holds a character that cannot be printed")
-    if isinstance(value, dict):
-        for key, part in value.items():
-            _check_value(key, depth + 1)
+    if isinstance(value, (dict, list)):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
             _check_value(part, depth + 1)
-    elif isinstance(value, list):
-        for part in value:
-            _check_value(part, depth + 1)
+
+
+def merge(config: Mapping, changes: Mapping) -> dict:
+    """A copy of a config with changes applied in their order.
+
+    Args:
+        config: the JSON object.
+        changes: whole sections ("data_loader": {...}) or single values by path ("optimizer;args;lr": 0.05).
+
+    Raises:
+        UserError: a part of a path is a value, not a section.
+    """
+    merged = deepcopy(dict(config))
+    for path, value in changes.items():
+        *parents, last = path.split(";")
+        section = merged
+        for depth, key in enumerate(parents):
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise UserError(f'Cannot set "{path}": "{";".join(parents[: depth + 1])}" is a value, not a section.')
+        section[last] = deepcopy(value)
+    return merged
+
+
+def differences(before: Mapping, now: Mapping, path: str = "") -> dict[str, tuple[object, object]]:
+    """The values in which two configs differ: path -> (before, now), each None where it is absent."""
+    found: dict[str, tuple[object, object]] = {}
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= differences(old, new, f"{path}{key};")
+        elif old != new:
+            found[f"{path}{key}"] = (old, new)
+    return found

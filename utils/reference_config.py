@@ -1,11 +1,7 @@
-"""The reference's own JSON files (TADE's release), and configs of earlier versions, in this project's words."""
+"""The reference's own JSON files (TADE's release) in this project's words."""
 
 from collections.abc import Mapping
 from copy import deepcopy
-
-from utils.errors import UserError
-
-FORMER_STREAMING = "StreamingStabilityAggregator"
 
 
 def published_aggregator(config: Mapping, epochs: int = 5) -> dict:
@@ -29,28 +25,18 @@ def from_reference(config: Mapping) -> tuple[dict, list[str]]:
     aggregator with so many passes.
 
     Returns:
-        The config, and the paths of the keys that have no effect here.
-
-    Raises:
-        UserError: it names an aggregator that is now an option of the scripts.
+        The config, and the paths of the keys that have no effect here; they are left out.
     """
-    if _follows_streams(config):
-        raise UserError(
-            f"{FORMER_STREAMING} is now StabilityAggregator with --stream (and --stream_batch): name "
-            "StabilityAggregator in the config and add that flag."
-        )
     config = deepcopy(dict(config))
-    without_effect = []
-    if config.pop("add_extra_info", None) is not None:
-        without_effect.append("add_extra_info")
-    trainer = config.get("trainer")
-    if isinstance(trainer, dict) and trainer.pop("add_extra_info", None) is not None:
-        without_effect.append("trainer;add_extra_info")
-    if "returns_feat" in arguments_of(config, "arch"):
-        without_effect.append("arch;args;returns_feat")
-    loader = config.get("data_loader")
-    if "num_workers" in arguments_of(config, "data_loader") and "CIFAR" in str(loader.get("type")):
-        without_effect.append("data_loader;args;num_workers")
+    trainer, loader = config.get("trainer"), config.get("data_loader")
+    ignored = [
+        (config, "add_extra_info", "add_extra_info"),
+        (trainer if isinstance(trainer, dict) else {}, "add_extra_info", "trainer;add_extra_info"),
+        (arguments_of(config, "arch"), "returns_feat", "arch;args;returns_feat"),
+    ]
+    if isinstance(loader, dict) and str(loader.get("type")).startswith("ImbalanceCIFAR"):
+        ignored.append((arguments_of(config, "data_loader"), "num_workers", "data_loader;args;num_workers"))
+    without_effect = [path for section, key, path in ignored if section.pop(key, None) is not None]
     arguments = arguments_of(config, "optimizer")
     if "share_lr" in arguments:
         config["optimizer"]["share_lr"] = arguments.pop("share_lr")
@@ -58,24 +44,6 @@ def from_reference(config: Mapping) -> tuple[dict, list[str]]:
         epochs = config.pop("epochs")
         config.setdefault("aggregator", published_aggregator(config, epochs))
     return config, without_effect
-
-
-def config_of(checkpoint: Mapping) -> dict:
-    """The config that a checkpoint carries, empty where it carries none.
-
-    An earlier version's streaming aggregator, which no test script could use without a config of its own, becomes the
-    one that it derived from, so that the checkpoint can still be evaluated and trained further.
-    """
-    config = dict(checkpoint.get("config") or {})
-    if _follows_streams(config):
-        kept = {key: value for key, value in arguments_of(config, "aggregator").items() if key == "entropy_coefficient"}
-        config["aggregator"] = {"type": "StabilityAggregator", "args": kept}
-    return config
-
-
-def _follows_streams(config: Mapping) -> bool:
-    aggregator = config.get("aggregator")
-    return isinstance(aggregator, Mapping) and aggregator.get("type") == FORMER_STREAMING
 
 
 def arguments_of(config: Mapping, section: str) -> dict:
