@@ -168,9 +168,10 @@ class LoadedRun:
             run = self
             if not self.loader.has_data:
                 try:
-                    run = self.with_data()
+                    run = replace(self, loader=build_loader(self.config, self.device))
+                    check_counts(run.loader, self.cls_num_list, self.checkpoint.path)
                 except UserError:
-                    reason = "the data of training are not here, nor a calibration beside the checkpoint"
+                    run, reason = self, "the data of training are not here, nor a calibration beside the checkpoint"
             if run.loader.has_held_out_validation:
                 try:
                     record = run.calibrate()
@@ -178,16 +179,6 @@ class LoadedRun:
                     get_logger().warning(f"{error} Going on without a calibration.")
         get_logger().info(record.sentence() if record else f"Not calibrated: {reason}.")
         return record
-
-    def with_data(self) -> "LoadedRun":
-        """The same with its data, where it was opened without them.
-
-        Raises:
-            UserError: they are not here, or are others by their class counts.
-        """
-        loader = build_loader(self.config, self.device)
-        check_counts(loader, self.cls_num_list, self.checkpoint.path)
-        return replace(self, loader=loader)
 
     def calibrate(self, images: Path | str | None = None) -> CalibrationRecord:
         """Fit a calibration on labeled images that were not trained on, with the run's averaged views.

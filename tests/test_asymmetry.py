@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tade.asymmetry import SMALLEST_ERROR, TurningGauge, _likeliest_bias, find_bias, interpolate, stability_asymmetry
+from tade.asymmetry import SMALLEST_ERROR, TurningGauge, find_bias, interpolate, stability_asymmetry
 
 LOG_PI = np.linspace(0, -3, 6)  # of six classes
 GRID = np.linspace(-3, 3, 61)
@@ -94,30 +94,6 @@ def test_images_without_a_known_skew_add_nothing():
     evidence, asymmetry, _ = images(0.5)
     gauge.add(*tensors(evidence, asymmetry, -50 * GRID))  # steeper than any skew
     assert not gauge.sums.any() and gauge.bias() == (CENTER, SCALE)
-
-
-@pytest.mark.parametrize(("slope", "zero"), [(0.3, 0.42), (-0.2, -0.57), (0.05, 1.0)])
-def test_a_straight_mean_is_solved_exactly(slope, zero):
-    """Two normal distributions of beta are multiplied: precisions add up, and the mean is weighted by them."""
-    beta, inside = torch.as_tensor(GRID), torch.ones(len(GRID), dtype=torch.bool)
-    error = torch.full_like(beta, 0.05)
-    precisions = np.array([(slope / 0.05) ** 2, SCALE**-2])
-    expected = precisions @ [zero, CENTER] / precisions.sum(), precisions.sum() ** -0.5
-    assert _likeliest_bias(beta, slope * (beta - zero), error, inside, CENTER, SCALE) == pytest.approx(expected)
-
-
-def test_at_the_border_of_what_is_known_the_prior_says_beta():
-    beta = torch.as_tensor(GRID)
-    for inside in (beta < 0.35, beta > 0.45, (beta - 0.4).abs() < 0.01, beta > 5):
-        found = _likeliest_bias(beta, beta - 0.4, torch.full_like(beta, 1e-3), inside, CENTER, SCALE)
-        assert found == (CENTER, SCALE)
-    for zero in (-9, 9):  # the ends of the grid
-        everywhere = torch.ones(len(GRID), dtype=torch.bool)
-        found = _likeliest_bias(beta, beta - zero, torch.full_like(beta, 1e-3), everywhere, CENTER, SCALE)
-        assert found == (CENTER, SCALE)
-    inside = (beta - 0.4).abs() < 0.11  # three points will do
-    found = _likeliest_bias(beta, beta - 0.4, torch.full_like(beta, 1e-3), inside, CENTER, SCALE)
-    assert found[0] == pytest.approx(0.4, abs=1e-4)
 
 
 def test_interpolation_is_numpys():
