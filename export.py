@@ -7,4 +7,4 @@ from commands.command_line import run_script
 from commands.jobs import run_export as main
 
 if __name__ == "__main__":
-    run_script(main, __doc__, exporting=True)
+    run_script(main, __doc__)

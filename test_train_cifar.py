@@ -7,4 +7,4 @@ from commands.command_line import run_script
 from commands.jobs import run_test_train as main
 
 if __name__ == "__main__":
-    run_script(main, __doc__, adapting=True)
+    run_script(main, __doc__)

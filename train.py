@@ -9,4 +9,4 @@ from commands.command_line import run_script
 from commands.jobs import run_train as main
 
 if __name__ == "__main__":
-    run_script(main, __doc__, training=True)
+    run_script(main, __doc__)

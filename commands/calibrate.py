@@ -11,4 +11,4 @@ from commands.command_line import run_script
 from commands.jobs import run_calibrate as main
 
 if __name__ == "__main__":
-    run_script(main, __doc__, calibrating=True)
+    run_script(main, __doc__)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commands.command_line import parse
+from commands.jobs import run_test_all, run_test_train, run_train
 from comparison.tables import display_name
 from evaluation.results_folder import results_dir
 from trainer.registry import COMPONENTS, read_config
@@ -69,7 +70,7 @@ class Run:
 
     def changes(self, job: str) -> Mapping:
         """What a job changes in the checkpoint's config, see trainer.registry.read_config."""
-        return parse("", self.test(job, "last")[2:], adapting=job != EQUAL).config
+        return parse(run_test_all if job == EQUAL else run_test_train, "", self.test(job, "last")[2:])["config"]
 
     @property
     def commands(self) -> list[list[str]]:
@@ -160,7 +161,7 @@ def plan_run(
     words += ["--epochs", epochs] if epochs else []
     training = [text for text, key in section.items() if key not in ("averaged_views", "aggregator")]
     train = command("train.py", *words, given=training)
-    config = read_config(parse("", train[2:], training=True).config, training=True)
+    config = read_config(parse(run_train, "", train[2:])["config"], training=True)
     config.build("trainer")
     own = config["data_loader"]["type"] == "ListDataLoader"
     suffix = "imagenet" if own else SCRIPTS.get(data.split("_")[0], "cifar")

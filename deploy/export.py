@@ -4,14 +4,16 @@ import contextlib
 import io
 import json
 import logging
+import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
+from deploy.model_card import figures_of, model_card
 from evaluation.loaded_run import LoadedRun
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -62,7 +64,7 @@ class Exporter:
         self.run = run
         self.network = Deployed(run.network, loader.mean, loader.std).eval()
         self.image_size = loader.image_size
-        self._program: ExportedProgram | None = None
+        self._program: Any = None
 
     def images(self, count: int) -> Tensor:
         """Random images, the same every time, [count, 3, S, S] in 0..1."""
@@ -70,12 +72,14 @@ class Exporter:
         return torch.rand(count, 3, self.image_size, self.image_size, generator=generator)
 
     @property
-    def program(self) -> ExportedProgram:
-        """The traced network, for any number of images."""
+    def program(self) -> Any:
+        """The traced network, for any number of images: a torch.export.ExportedProgram."""
         if self._program is None:
+            from torch.export import Dim, export  # slow to import
+
             with quiet():
                 shapes = {"images": {0: Dim("batch", min=1)}}
-                self._program = torch.export.export(self.network, (self.images(2),), dynamic_shapes=shapes)
+                self._program = export(self.network, (self.images(2),), dynamic_shapes=shapes)
         return self._program
 
     def onnx(self) -> bytes:
@@ -169,7 +173,7 @@ DESCRIPTIONS = {
 }
 
 
-def check_packages(formats: list[str]) -> None:
+def check_packages(formats: Sequence[str]) -> None:
     """See that formats can be written, before anything is computed.
 
     Raises:
@@ -184,6 +188,27 @@ def check_packages(formats: list[str]) -> None:
                     f'The format {name} needs {module}, which is not installed: pip install ".[export]" in the '
                     "checkout, or leave it out of --formats."
                 ) from error
+
+
+def export_files(run: LoadedRun, formats: Sequence[str]) -> tuple[dict[str, bytes], dict, dict[str, float | None]]:
+    """The network in some formats, priors.json and a model card.
+
+    Returns:
+        File name -> content, in the order in which they are written; the content of priors.json; format -> largest
+        difference of logits, None where it could not be measured here.
+    """
+    exporter, written, descriptions, differences = Exporter(run), {}, {}, {}
+    for name in formats:
+        file, write, _ = FORMATS[name]
+        written[file] = write(exporter)
+        differences[name] = exporter.check(name, written[file])
+        descriptions[file] = f"{DESCRIPTIONS[name]}, {len(written[file]) / 1e6:.1f} MB"
+    priors = priors_record(run)
+    descriptions["priors.json"] = "class names and counts, log priors, calibration: what `tade` needs"
+    config = load_checkpoint(run.checkpoint.path).get("config") or run.config.config
+    card = model_card(priors, config, descriptions, figures_of(Path(run.checkpoint.path), run.checkpoint.sha256))
+    content = json.dumps(priors, indent=1, allow_nan=False) + "\n"
+    return {**written, "README.md": os.fsencode(card), "priors.json": content.encode()}, priors, differences
 
 
 def priors_record(run: LoadedRun) -> dict[str, Any]:

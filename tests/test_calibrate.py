@@ -13,8 +13,8 @@ from PIL import Image
 
 import commands.calibrate
 import evaluation
-from commands.command_line import Options, parse
-from commands.jobs import run_calibrate
+from commands.command_line import parse
+from commands.jobs import run_calibrate, run_predict_folder
 from data_loader.class_profiles import held_out_counts
 from evaluation.calibration import CalibrationRecord, calibration_path
 from evaluation.results import Results
@@ -72,7 +72,7 @@ def test_without_labeled_images_there_is_none(last):
     assert run.calibration is None and results.protocol.endswith(" Not calibrated.") and results.calibration is None
     assert not {"calibration", "remark"} & results.to_json().keys()
     with pytest.raises(UserError, match="no validation images that are neither"):
-        run_calibrate(Options({}, last))
+        run_calibrate(config={}, checkpoint=last)
 
 
 @pytest.mark.parametrize("views", [0, 1])
@@ -93,7 +93,7 @@ def test_held_out_images_calibrate(with_slice, views):
 
 
 def test_the_file_beside_the_checkpoint_comes_first_where_it_fits(with_slice, capsys):
-    made = run_calibrate(Options({"averaged_views": 1}, with_slice))
+    made = run_calibrate(config={"averaged_views": 1}, checkpoint=with_slice)
     path = calibration_path(with_slice)
     assert path.name == "last.calibration.json" and json.loads(path.read_text()) == json.loads(json.dumps(made))
     printed = capsys.readouterr().out
@@ -154,13 +154,13 @@ def test_a_fit_that_fails_is_gone_without(with_slice, monkeypatch, capsys):
     assert evaluation.load_run(with_slice).calibration is None
     assert "nothing to learn. Going on without a calibration." in capsys.readouterr().out
     with pytest.raises(UserError, match="cannot be calibrated on .* nothing to learn"):
-        run_calibrate(Options({}, with_slice))
+        run_calibrate(config={}, checkpoint=with_slice)
     assert not calibration_path(with_slice).exists()
 
 
 def test_labeled_test_images_are_left_out_of_every_figure(last, tmp_path):
     plain = evaluation.load_run(last)
-    content = script("test_train_cifar").main(Options(PRIOR, last, output=tmp_path, calibrate_on_test=2))
+    content = script("test_train_cifar").main(config=PRIOR, checkpoint=last, output=tmp_path, calibrate_on_test=2)
     drawn = plain.labeled_draw(2)
     assert torch.bincount(plain.targets[drawn]).tolist() == [2] * 10
     assert not np.array_equal(drawn, evaluation.load_run(last, overrides={"seed": 5}).labeled_draw(2))
@@ -194,20 +194,16 @@ def test_what_calibrate_on_test_refuses(last, tmp_path):
         ({}, 1, "and not for this StabilityAggregator"),
     ):
         with pytest.raises(UserError, match=message):
-            job(Options(config, last, output=out, calibrate_on_test=number))
+            job(config=config, checkpoint=last, output=out, calibrate_on_test=number)
     assert not out.exists()
 
 
 def test_command_line():
     assert commands.calibrate.main is run_calibrate
-    options = parse("", ["-r", "a.pth", "--images", "list.txt", "--averaged_views", "4"], calibrating=True)
-    assert options.images == Path("list.txt") and options.config == {"averaged_views": 4}
-    options = parse(
-        "", ["-r", "a.pth", "-c", "configs/test_time_digits_tade.json", "--calibrate_on_test", "3"], adapting=True
-    )
-    assert options.calibrate_on_test == 3 and options.prior is None
+    options = parse(run_calibrate, "", ["-r", "a.pth", "--images", "list.txt", "--averaged_views", "4"])
+    assert options["labeled"] == Path("list.txt") and options["config"] == {"averaged_views": 4}
     with pytest.raises(SystemExit):
-        parse("", ["-r", "a.pth", "-o", "out"], calibrating=True)  # it goes beside the checkpoint
+        parse(run_calibrate, "", ["-r", "a.pth", "-o", "out"])  # it goes beside the checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -244,13 +240,13 @@ def listed(tmp_path_factory) -> Path:
 
 
 def test_a_list_of_labeled_images_calibrates(listed, capsys):
-    record = run_calibrate(Options({"averaged_views": 0}, listed / "net.pth", images=listed / "labeled.txt"))
+    record = run_calibrate(config={"averaged_views": 0}, checkpoint=listed / "net.pth", labeled=listed / "labeled.txt")
     printed = capsys.readouterr().out
     assert "1 classes have no labeled image: cat." in printed and record["classes_without_image"] == ("cat",)
     assert record["images"] == 5 and "labeled.txt" in record["source"]
     assert all(math.isfinite(error) for error in record["standard_errors"])
     run = evaluation.load_run(listed / "net.pth", overrides=PRIOR)
-    written = script("predict_folder").main(Options(PRIOR, listed / "net.pth", images=listed, output=listed / "out"))
+    written = run_predict_folder(config=PRIOR, checkpoint=listed / "net.pth", images=listed, output=listed / "out")
     assert written["calibration"] == json.loads(json.dumps(record)) | {
         "standard_errors": record["standard_errors"],
         "classes_without_image": ("cat",),
@@ -258,7 +254,7 @@ def test_a_list_of_labeled_images_calibrates(listed, capsys):
     assert run.calibration.numbers == [record[key] for key in ("a", "b1", "b2")]
     assert record["averaged_views"] == 0
     with pytest.raises(UserError, match="12 images of .*train.txt were trained on"):
-        run_calibrate(Options({}, listed / "net.pth", images=listed / "train.txt"))
+        run_calibrate(config={}, checkpoint=listed / "net.pth", labeled=listed / "train.txt")
 
 
 def test_absent_classes_do_not_compete(listed):
@@ -286,7 +282,7 @@ def test_logits_that_are_not_finite_end_with_one_sentence(last, tmp_path, monkey
         ("test_train_cifar", {"stream": True}),
     ):
         with pytest.raises(UserError, match=message):
-            script(job).main(Options(PRIOR, last, output=tmp_path / "out", **options))
+            script(job).main(config=PRIOR, checkpoint=last, output=tmp_path / "out", **options)
     run = evaluation.load_run(last, overrides={"averaged_views": 1})
     for make in (None, StabilityAggregator, PriorAggregator):
         with pytest.raises(UserError, match="logits are not finite for 20 of 20 images"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import script, start_small_run
 
-from commands.command_line import Options, parse
+from commands.command_line import parse
+from commands.jobs import run_train
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from data_loader.image_lists import ImageList
 from evaluation import load_run
@@ -57,9 +58,9 @@ def test_five_differences_are_named_and_the_rest_counted(monkeypatch):
 
 def test_allowed_changes_are_said_and_taken(started, capsys):
     arguments = ["-r", str(started["last"]), "--seed", "99", "--epochs", "2", "--allow_changes"]
-    options = parse("", arguments, training=True)
-    assert options.allow_changes and not parse("", arguments[:-1], training=True).allow_changes
-    results = script("train").main(options)
+    options = parse(run_train, "", arguments)
+    assert options["allow_changes"] and not parse(run_train, "", arguments[:-1])["allow_changes"]
+    results = run_train(**options)
     assert results["epoch"] == 2 and "Going on otherwise than" in capsys.readouterr().out
     assert load_checkpoint(results["last"])["config"]["seed"] == 99
 
@@ -139,7 +140,7 @@ def test_evaluation_says_when_the_training_list_is_another(tmp_path, capsys):
 
 
 def test_results_record_what_was_trained_on(small_run, tmp_path):
-    results = script("test").main(Options(checkpoint=Path(small_run["last"]), output=tmp_path / "out"))
+    results = script("test").main(checkpoint=Path(small_run["last"]), output=tmp_path / "out")
     trained_on = load_checkpoint(small_run["last"])["fingerprint"]
     assert results["checkpoint"]["fingerprint"] == trained_on and len(trained_on["labels"]) == 32
 

@@ -17,7 +17,6 @@ import torch
 from conftest import ROOT, script
 
 import model.model
-from commands.command_line import Options
 from deploy.export import FORMATS, Exporter, check_packages, onnx_runner
 from deploy.model_card import figures_of, model_card
 from evaluation.loaded_run import load_run
@@ -63,7 +62,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(checkpoint) -> Path:
     """Everything that export.py writes."""
-    content = script("export").main(Options(checkpoint=checkpoint))
+    content = script("export").main(checkpoint=checkpoint)
     assert all(difference < 1e-4 for name, difference in content["differences"].items() if name != "safetensors")
     assert set(content["differences"]) == set(FORMATS)
     return checkpoint.parent / "results" / "net" / "export"
@@ -177,7 +176,7 @@ def test_the_card_says_what_it_is_and_its_code_runs(exported, monkeypatch, capsy
 def test_figures_stand_in_the_card_if_they_are_of_this_checkpoint(trained_digits, tmp_path):
     last = Path(shutil.copy(trained_digits, tmp_path / "last.pth"))
     assert figures_of(tmp_path / "net.pth", "") == ""
-    script("test").main(Options(checkpoint=last, device="cpu"))
+    script("test").main(checkpoint=last, device="cpu")
     assert "uniform" in figures_of(last, sha256(last)) and "uniform" not in figures_of(last, "other")
     (last.parent / "results" / last.stem / "test" / "results.json").write_text("[1]")
     assert figures_of(last, sha256(last)) == ""
@@ -206,7 +205,7 @@ def test_missing_packages_are_one_sentence(monkeypatch, checkpoint, tmp_path):
     for name, module in (("onnx", "onnxscript"), ("safetensors", "safetensors")):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(UserError, match=f"The format {name} needs {module}, .*pip install .*or leave it out"):
-            script("export").main(Options(checkpoint=checkpoint, output=tmp_path / "out", formats=[name]))
+            script("export").main(checkpoint=checkpoint, output=tmp_path / "out", formats=[name])
         monkeypatch.undo()
     check_packages(["torch"])
     assert not (tmp_path / "out").exists()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import script
 
 import evaluation
-from commands.command_line import Options, parse
+from commands.command_line import parse
+from commands.jobs import run_test_train
 from evaluation.given_prior import read_prior
 from tade import GivenPriorAggregator, PriorAggregator, StabilityAggregator
 from utils.errors import UserError
@@ -82,12 +82,9 @@ def test_what_is_no_prior_at_all(tmp_path):
 
 
 def test_the_flag_of_the_scripts(trained_digits, tmp_path):
-    options = parse(
-        "", ["-c", "configs/test_time_digits_tade.json", "-r", trained_digits, "--prior", "training"], adapting=True
-    )
-    content = script("test_train_cifar").main(
-        Options(options.config, options.checkpoint, output=tmp_path, prior=options.prior)
-    )
+    arguments = ["-c", "configs/test_time_digits_tade.json", "-r", str(trained_digits), "--prior", "training"]
+    options = parse(run_test_train, "", [*arguments, "-o", str(tmp_path)])
+    content = run_test_train(**options)
     run = evaluation.load_run(trained_digits)
     counts = torch.tensor(run.cls_num_list, dtype=torch.float64)
     by_hand = evaluation.adapt(run, lambda *priors: GivenPriorAggregator(*priors, prior=run.cls_num_list))
@@ -97,7 +94,7 @@ def test_the_flag_of_the_scripts(trained_digits, tmp_path):
     assert content["protocol"].startswith("Known test prior (GivenPriorAggregator), the same for all: nothing learned;")
     assert content["config"]["aggregator"]["args"]["prior"] == run.cls_num_list
     with pytest.raises(UserError, match="no number for 9 of 10 classes"):
-        script("test_train_cifar").main(Options(options.config, options.checkpoint, prior="3=1"))
+        run_test_train(**{**options, "prior": "3=1"})
 
 
 def test_a_calibration_of_the_config_stays(trained_digits):

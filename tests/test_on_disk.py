@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, script
 from PIL import Image
 
-from commands.command_line import Options
+from commands.jobs import run_predict_folder
 from data_loader.data_loaders import ImageNetLTDataLoader, ListDataLoader, Places_LT
 from data_loader.image_lists import ImageList, decode, list_folder, to_tensor
 from data_loader.tensor_transforms import normalize
@@ -237,7 +237,7 @@ def test_bad_images_are_left_out_and_listed_from_training_to_prediction(folder, 
     assert "2 of 14 images are left out: cut.png cannot be decoded" in text
 
     last = Path(trained["last"])
-    tested = script("test").main(Options(checkpoint=last))
+    tested = script("test").main(checkpoint=last)
     assert tested["distributions"]["uniform"]["images"] == 12 and "2 of 14 test images cannot be" in tested["protocol"]
     assert tested["remark"] == "2 test images cannot be decoded and are left out"
     assert pd.read_csv(last.parent / "results/last/test/bad_images.csv")["path"].tolist() == ["cut.png", "nowhere.png"]
@@ -249,14 +249,14 @@ def test_bad_images_are_left_out_and_listed_from_training_to_prediction(folder, 
     assert adapt(run, names=["uniform"]).distributions["uniform"].images == len(chosen["uniform"])
 
     # The list of an evaluation is removed where there is nothing to list any more.
-    mended = Options({"data_loader;args;test_list": str(folder / "test.txt")}, last)
-    assert "remark" not in script("test").main(mended)
+    mended = dict(config={"data_loader;args;test_list": str(folder / "test.txt")}, checkpoint=last)
+    assert "remark" not in script("test").main(**mended)
     assert not (last.parent / "results/last/test/bad_images.csv").exists()
 
     def predict(on_bad_image: str | None) -> dict:
         options = {"data_loader;args;on_bad_image": on_bad_image}
-        arguments = Options(options, last, output=damaged / "out", images=damaged / "new")
-        return script("predict_folder").main(arguments)
+        arguments = dict(config=options, checkpoint=last, output=damaged / "out", images=damaged / "new")
+        return run_predict_folder(**arguments)
 
     predicted = predict(None)
     table, bad = (pd.read_csv(damaged / "out" / f"{name}.csv") for name in ("predictions", "bad_images"))
@@ -477,20 +477,22 @@ def test_one_s_own_images_from_end_to_end(folder, tmp_path):
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
     last = Path(train(config)["last"])
     assert load_checkpoint(last)["class_names"] == ["red", "green", "blue"]
-    results = script("test_all_imagenet").main(Options(checkpoint=last))
+    results = script("test_all_imagenet").main(checkpoint=last)
     assert [e["images"] for e in results["distributions"].values()] == [8, 12]
     test_time = read_json(ROOT / "configs" / "test_time_custom_example.json")
-    learned = script("test_train_imagenet").main(Options(test_time, last))
+    learned = script("test_train_imagenet").main(config=test_time, checkpoint=last)
     assert sum(learned["distributions"]["uniform"]["weights"]) == pytest.approx(1)
 
-    options = Options(test_time, last, output=tmp_path / "out", images=folder / "test")
-    predicted = script("predict_folder").main(options)
+    options = dict(config=test_time, checkpoint=last, output=tmp_path / "out", images=folder / "test")
+    predicted = run_predict_folder(**options)
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert list(table)[:3] == ["path", "class", "probability"] and len(table) == predicted["images"] == 12
     assert table["path"][5] == "class 1/1.png" and set(table["class"]) <= {"red", "green", "blue"}
     assert "averaged_views" not in predicted
-    options = Options({**test_time, "averaged_views": 2}, last, output=tmp_path / "views", images=folder / "test")
-    assert script("predict_folder").main(options)["averaged_views"] == 2
+    options = dict(
+        config={**test_time, "averaged_views": 2}, checkpoint=last, output=tmp_path / "views", images=folder / "test"
+    )
+    assert run_predict_folder(**options)["averaged_views"] == 2
     averaged = pd.read_csv(tmp_path / "views" / "predictions.csv")
     assert (averaged["path"] == table["path"]).all() and (averaged["probability"] != table["probability"]).any()
     assert table["probability"].between(1 / 3, 1).all() and sum(predicted["weights"]) == pytest.approx(1)

@@ -6,7 +6,8 @@ import torch
 from conftest import ROOT
 
 from commands.command_line import parse
-from commands.jobs import RECOMMENDED
+from commands.jobs import run_train
+from commands.jobs import RECOMMENDED, run_train
 from data_loader.data_loaders import ListDataLoader
 from evaluation.aggregators import build_aggregator
 from trainer.build import build_loss, build_network, parameter_groups
@@ -137,8 +138,8 @@ def test_flags_and_assignments_override_the_file():
     path = str(ROOT / "configs" / TADE)
     flags = "--lr 0.05 --bs 64 --epochs 30 --num_experts 4 --name mine --save_period 7 --seed 3 --step1 24 -d cpu"
     assigned = "--imb_factor 0.1 --compile --set loss;args;tau=1.5 --set trainer;monitor=off"
-    options = parse("", ["-c", path, *flags.split(), *assigned.split()], training=True)
-    config = read_config(options.config, training=True)
+    options = parse(run_train, "", ["-c", path, *flags.split(), *assigned.split()])
+    config = read_config(options["config"], training=True)
     assert config["optimizer"]["args"]["lr"] == 0.05 and config["data_loader"]["args"]["batch_size"] == 64
     assert config["trainer"] == {
         **read_json(path)["trainer"],
@@ -150,7 +151,7 @@ def test_flags_and_assignments_override_the_file():
     assert config["arch"]["args"]["num_experts"] == 4 and config["name"] == "mine" and config["seed"] == 3
     assert config["lr_scheduler"]["args"]["step1"] == 24 and config["loss"]["args"]["tau"] == 1.5
     assert config["data_loader"]["args"]["imb_factor"] == 0.1
-    assert options.device == "cpu" and options.checkpoint is None and options.run_id is None
+    assert options["device"] == "cpu" and options["checkpoint"] is None and options["run_id"] is None
 
 
 def test_merging_leaves_both_sides_alone():

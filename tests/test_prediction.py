@@ -1,5 +1,6 @@
 """Predicting images that nobody has labelled: a checkpoint and a folder are enough, at once or as a stream."""
 
+import inspect
 import json
 import os
 import shutil
@@ -15,12 +16,12 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import ROOT
 from PIL import Image
 
 import evaluation
-from commands.command_line import Options, parse
-from commands.jobs import RECOMMENDED
+from commands.command_line import parse
+from commands.jobs import RECOMMENDED, run_export, run_predict_folder, run_test_all, run_test_train
 from data_loader.image_lists import ImageList
 from deploy.prediction_files import FORMATS, paths_in
 from deploy.watch import Inbox, watch
@@ -62,7 +63,7 @@ def run(named):
 
 
 def run_predict(named, photos, out, **options) -> dict:
-    return script("predict_folder").main(Options(SINGLE_VIEW, named, "cpu", output=out, images=photos, **options))
+    return run_predict_folder(config=SINGLE_VIEW, checkpoint=named, device="cpu", output=out, images=photos, **options)
 
 
 # --- no data ---
@@ -92,7 +93,7 @@ def test_lists_are_not_needed(photos, tmp_path, kind, capsys):
     path = list_checkpoint(tmp_path, kind, class_names=["ant", "bee", "cat"], class_map=[2, 0, 1])
     with pytest.raises(UserError, match="The image list absent.txt cannot be read"):
         load_run(path)
-    written = script("predict_folder").main(Options({}, path, "cpu", output=tmp_path / "out", images=photos))
+    written = run_predict_folder(config={}, checkpoint=path, device="cpu", output=tmp_path / "out", images=photos)
     table = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert written["images"] == len(table) == 60 and set(table["class"]) <= {"ant", "bee", "cat"}
     assert list(table)[-2:] == ["class_3", "probability_3"]  # three classes, so no five
@@ -239,7 +240,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
 def test_parquet_without_pyarrow_is_one_sentence(named, photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="Parquet needs the package pyarrow.*or use --format csv or jsonl"):
-        run_predict(named, photos, tmp_path / "out", format="parquet")
+        run_predict(named, photos, tmp_path / "out", file_format="parquet")
     assert not (tmp_path / "out").exists()
 
 
@@ -248,7 +249,7 @@ def test_what_the_script_writes(named, photos, tmp_path, capsys):
     for path in photos.iterdir():
         shutil.copy(path, tmp_path / "in")
     (tmp_path / "in" / "bad.png").write_bytes(b"no image")
-    record = run_predict(named, tmp_path / "in", tmp_path / "out", format="jsonl", top_k=3)
+    record = run_predict(named, tmp_path / "in", tmp_path / "out", file_format="jsonl", top_k=3)
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == record["images"] == 60 and "class_3" in lines[0] and "class_4" not in lines[0]
     assert record["changed"] == sum(line["class"] != line["equal_weights_class"] for line in lines)
@@ -276,7 +277,7 @@ def test_what_the_script_writes(named, photos, tmp_path, capsys):
     [
         ({"top_k": 0}, "--top_k must be at least 1"),
         ({"poll": 0}, "--poll must be more than 0"),
-        ({"format": "xls"}, 'Unknown format "xls": valid are csv, parquet, jsonl'),
+        ({"file_format": "xls"}, 'Unknown format "xls": valid are csv, parquet, jsonl'),
         ({"state": Path("absent/state")}, "There is no folder absent for --state"),
         ({"watch": True, "stream_batch": 0}, "batches have at least one image"),
     ],
@@ -289,22 +290,17 @@ def test_what_is_refused_leaves_no_folder(named, photos, tmp_path, options, mess
 
 def test_command_line():
     arguments = "-r a.pth --images inbox --watch --poll 5 --state s --format parquet --top_k 2 --prior uniform".split()
-    options = parse("", arguments, adapting=True, predicting=True)
-    assert (options.watch, options.poll, options.state, options.format) == (True, 5.0, Path("s"), "parquet")
-    assert options.top_k == 2 and options.prior == "uniform"
-    plain = parse("", ["-r", "a.pth", "--images", "in"], adapting=True, predicting=True)
-    assert (plain.top_k, plain.format, plain.watch, plain.poll, plain.state) == (5, "csv", False, 2.0, None)
-    assert plain == Options(checkpoint=Path("a.pth"), images=Path("in"))  # what Python takes where nothing is said
-    assert (
-        parse("", ["-c", str(TEST_TIME), "-r", "a.pth", "--calibrate_on_test", "2"], adapting=True).calibrate_on_test
-        == 2
-    )
-    for kind in ({"adapting": True, "predicting": True}, {}):  # there are no labels, or nothing to calibrate
-        images = ["--images", "in"] if kind else []
+    given = {"watch": True, "poll": 5.0, "state": Path("s"), "file_format": "parquet", "top_k": 2, "prior": "uniform"}
+    assert parse(run_predict_folder, "", arguments).items() >= given.items()
+    plain = parse(run_predict_folder, "", ["-r", "a.pth", "--images", "in"])
+    defaults = {n: p.default for n, p in inspect.signature(run_predict_folder).parameters.items()}
+    assert plain == {**defaults, "checkpoint": Path("a.pth"), "images": Path("in")}
+    arguments = ["-c", str(TEST_TIME), "-r", "a.pth", "--calibrate_on_test", "2"]
+    assert parse(run_test_train, "", arguments)["calibrate_on_test"] == 2
+    for job in (run_predict_folder, run_test_all):  # there are no labels, or nothing to calibrate
         with pytest.raises(SystemExit):
-            parse("", ["-r", "a.pth", *images, "--calibrate_on_test", "2"], **kind)
-    options = parse("", ["-r", "a.pth", "--formats", "onnx"], exporting=True)
-    assert options.formats == ["onnx"]
+            parse(job, "", ["-r", "a.pth", "--images", "in", "--calibrate_on_test", "2"])
+    assert parse(run_export, "", ["-r", "a.pth", "--formats", "onnx"])["formats"] == ["onnx"]
 
 
 # --- streams ---
@@ -418,7 +414,7 @@ def test_a_state_between_runs_of_the_script(run, named, photos, tmp_path):
 
 def test_learned_weights_are_printed(named, photos, tmp_path, capsys):
     config = {**SINGLE_VIEW, "aggregator": {"type": "StabilityAggregator", "args": {"epochs": 1}}}
-    record = script("predict_folder").main(Options(config, named, "cpu", output=tmp_path, images=photos))
+    record = run_predict_folder(config=config, checkpoint=named, device="cpu", output=tmp_path, images=photos)
     assert f", expert weights {', '.join(f'{w:.2f}' for w in record['weights'])}, mean" in capsys.readouterr().out
 
 
@@ -484,7 +480,7 @@ def test_watching_a_folder_until_told_to_stop(named, photos, tmp_path, capsys):
 
     record = watching(paths(photos, 0, 20), 20, signal.SIGTERM)
     assert record["images"] == 20 and record["batches"] >= 2 and set(record["last_batch"]) >= {"images", "changed"}
-    record = watching(paths(photos, 20, 40), 40, signal.SIGINT, format="jsonl")
+    record = watching(paths(photos, 20, 40), 40, signal.SIGINT, file_format="jsonl")
     assert record["images"] == 40 and record["folder"] == str(folder)
     tables = sorted((out / "predictions").iterdir())
     assert [path.stem for path in tables] == [f"{k:06}" for k in range(1, len(tables) + 1)]

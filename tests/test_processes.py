@@ -16,7 +16,6 @@ from conftest import ROOT
 from test_on_disk import folder  # noqa: F401 (a fixture)
 from torch import nn
 
-from commands.command_line import Options
 from commands.jobs import run_predict_folder, run_test_all, run_test_train
 from model.model import ResNet32Model
 from trainer import train
@@ -76,7 +75,6 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from test_processes import ADAPTING, VIEWS, double_precision, frozen_norms
 from trainer import train
-from commands.command_line import Options
 from commands.jobs import run_predict_folder, run_test, run_test_all, run_test_train
 from trainer.trainer import Trainer
 from utils import distributed
@@ -149,11 +147,11 @@ except UserError as error:
 
 last = Path(results["last"])
 for name, job, config in (("all", run_test_all, VIEWS), ("train", run_test_train, ADAPTING)):
-    run = job(Options(config, last, "cpu", output=tmp / "two" / name))
+    run = job(config=config, checkpoint=last, device="cpu", output=tmp / "two" / name)
     found[name] = distributed.objects_of_all(run["distributions"])[1]  # the second process knows, the first one writes
 pictures = tmp / "Lists" / "even" / "last.pth"
-run_predict_folder(Options(ADAPTING, pictures, "cpu", output=tmp / "two" / "p", images=Path(sys.argv[2])))
-whole = run_test(Options({}, pictures, "cpu", output=tmp / "two" / "broken"))["distributions"]["uniform"]["images"]
+run_predict_folder(pictures, Path(sys.argv[2]), ADAPTING, "cpu", tmp / "two" / "p")
+whole = run_test(pictures, device="cpu", output=tmp / "two" / "broken")["distributions"]["uniform"]["images"]
 found["whole"] = distributed.objects_of_all(whole)
 if distributed.is_main():
     (tmp / "found.json").write_text(json.dumps(found))
@@ -233,11 +231,11 @@ def test_two_processes(small_config, tmp_path, folder):  # noqa: F811
         ("train", run_test_train, ADAPTING),
     ):
         last = tmp_path / "Digits_LT_TADE" / "two" / "last.pth"
-        alone = job(Options(config, last, "cpu", output=tmp_path / "alone" / name))["distributions"]
+        alone = job(config=config, checkpoint=last, device="cpu", output=tmp_path / "alone" / name)["distributions"]
         written = json.loads((tmp_path / "two" / name / "results.json").read_text())["distributions"]
         assert written == found[name] == json.loads(json.dumps(alone))
     last, images = tmp_path / "Lists" / "even" / "last.pth", folder
-    run_predict_folder(Options(ADAPTING, last, "cpu", output=tmp_path / "p", images=images))
+    run_predict_folder(config=ADAPTING, checkpoint=last, device="cpu", output=tmp_path / "p", images=images)
     assert (tmp_path / "p" / "predictions.csv").read_text() == (tmp_path / "two" / "p" / "predictions.csv").read_text()
 
     # An image that cannot be decoded is left out by both, whoever of them has met it.

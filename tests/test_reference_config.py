@@ -7,6 +7,7 @@ import torch
 from conftest import ROOT, script
 
 from commands.command_line import parse
+from commands.jobs import run_test_train, run_train
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 from data_loader.datasets import ImageSet
@@ -94,13 +95,13 @@ def test_they_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(COMPONENTS["data_loader"], "ImbalanceCIFAR100DataLoader", SmallCIFAR100)
     config, test_time = (SHAPES / f"{kind}_cifar100_ir10_tade.json" for kind in ("config", "test_time"))
     flags = ["--epochs", "1", "--save_dir", str(tmp_path), "--run_id", "one"]
-    trained = script("train").main(parse("", ["-c", str(config), *flags], training=True))
+    trained = script("train").main(**parse(run_train, "", ["-c", str(config), *flags]))
     printed = capsys.readouterr().out
     assert trained["epoch"] == 1 and printed.count("Without effect here") == 1
     assert f"Done. Last epoch: {trained['last']}, best: {trained['best']}" in printed
 
     at = ["-c", str(test_time), "-r", trained["last"]]
-    results = script("test_train_cifar").main(parse("", at, adapting=True))
+    results = script("test_train_cifar").main(**parse(run_test_train, "", at))
     printed = capsys.readouterr().out
     assert printed.count("Without effect here") == 1 and "StabilityAggregator" in results["protocol"]
     assert list(results["distributions"]) == list(CIFAR_DISTRIBUTIONS)

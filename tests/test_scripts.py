@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, call_script, run_script, script
 
-from commands.command_line import Options, parse
+from commands.command_line import parse
 from commands.command_line import run_script as run_as_script
+from commands.jobs import run_train
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer import train
 from trainer.registry import read_config
@@ -27,7 +28,7 @@ ENTRY = {"images", "top1", "many", "medium", "few", "experts_top1", "weights"} |
 
 def run_job(name: str, checkpoint, config=(), **options) -> dict:
     """The main function of a script, as its command line would call it."""
-    return script(name).main(Options(dict(config), Path(checkpoint), **options))
+    return script(name).main(config=dict(config), checkpoint=Path(checkpoint), **options)
 
 
 def test_balanced_evaluation(digits_run):
@@ -95,7 +96,7 @@ def test_averaged_views_by_a_flag(digits_run, tmp_path):
     for name, entry in learned["distributions"].items():
         assert entry["equal_weights_top1"] == pytest.approx(written["distributions"][name]["top1"], abs=0.5)
     with pytest.raises(SystemExit):
-        parse("", ["-c", "any.json", "--averaged_views", "2"], training=True)
+        parse(run_train, "", ["-c", "any.json", "--averaged_views", "2"])
 
 
 def test_averaged_views_of_a_training_config_count_in_testing(digits_config, tmp_path):
@@ -213,7 +214,7 @@ def test_bad_input_gets_one_sentence_and_a_status(digits_run, name, arguments, m
 
 
 def test_a_reader_that_closed_its_pipe_ends_the_script_without_a_word(monkeypatch, capfd):
-    def main(options):
+    def main(config, checkpoint):
         raise BrokenPipeError
 
     monkeypatch.setattr(sys, "argv", ["test.py", "-r", "any.pth"])
@@ -224,7 +225,7 @@ def test_a_reader_that_closed_its_pipe_ends_the_script_without_a_word(monkeypatc
 
 
 def test_ctrl_c_ends_a_script_with_its_status(monkeypatch, capfd):
-    def main(options):
+    def main(config, checkpoint):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", ["test.py", "-r", "any.pth"])

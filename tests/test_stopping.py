@@ -11,7 +11,6 @@ import torch
 from conftest import ROOT
 from test_on_disk import COUNTS, folder, make  # noqa: F401 (a fixture)
 
-from commands.command_line import Options
 from commands.convert_checkpoint import describe
 from commands.jobs import run_test
 from data_loader.on_disk import ListDataLoader
@@ -98,7 +97,7 @@ def test_a_checkpoint_from_within_an_epoch_is_named_everywhere(small_config, mon
     monkeypatch.undo()
     last = run_dir(small_config, "stopped") / "last.pth"
     assert "2, step 2 of 4" in describe(last) and "can be resumed" in describe(last)
-    content = run_test(Options({}, last, output=tmp_path / "out"))
+    content = run_test(config={}, checkpoint=last, output=tmp_path / "out")
     assert content["checkpoint"]["selected_by"] == "stopped in epoch 2, step 2 of 4"
     assert load_run(last).checkpoint.epoch == 2
     state = load_checkpoint(last)
@@ -155,7 +154,7 @@ def test_one_run_one_writer(small_config):
     out = Path(first["run_dir"]) / "out"
     out.mkdir()
     with locked(out, "wait"), pytest.raises(UserError, match="is at work in .*out: wait for it, or choose another"):
-        run_test(Options({}, Path(first["last"]), output=out))
+        run_test(config={}, checkpoint=Path(first["last"]), output=out)
     assert [path.name for path in out.iterdir()] == [".lock"]
 
 
