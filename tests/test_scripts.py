@@ -214,7 +214,7 @@ def test_bad_input_gets_one_sentence_and_a_status(digits_run, name, arguments, m
 
 
 def test_a_reader_that_closed_its_pipe_ends_the_script_without_a_word(monkeypatch, capfd):
-    def main(config, checkpoint):
+    def main(checkpoint, config=None):
         raise BrokenPipeError
 
     monkeypatch.setattr(sys, "argv", ["test.py", "-r", "any.pth"])
@@ -225,7 +225,7 @@ def test_a_reader_that_closed_its_pipe_ends_the_script_without_a_word(monkeypatc
 
 
 def test_ctrl_c_ends_a_script_with_its_status(monkeypatch, capfd):
-    def main(config, checkpoint):
+    def main(checkpoint, config=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "argv", ["test.py", "-r", "any.pth"])
