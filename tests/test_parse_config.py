@@ -6,7 +6,6 @@ import torch
 from conftest import ROOT
 
 from commands.command_line import parse
-from commands.jobs import run_train
 from commands.jobs import RECOMMENDED, run_train
 from data_loader.data_loaders import ListDataLoader
 from evaluation.aggregators import build_aggregator
