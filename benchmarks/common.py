@@ -3,16 +3,14 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
-from data_loader.datasets import ImageSet  # noqa: E402
+from comparison.tables import commit
+from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
+from data_loader.datasets import ImageSet
 
 #: The columns of the README's table; data sets with fewer test distributions show those they have.
 TABLE_DISTRIBUTIONS = ("forward50", "forward10", "uniform", "backward10", "backward50")
@@ -39,10 +37,9 @@ def processor() -> str:
 
 def write_record(path: Path, device: torch.device, content: dict) -> None:
     """Write figures as JSON, with the command, commit, versions and machine that they come from."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     record = {
-        "command": "python " + " ".join(sys.argv),
-        "commit": commit,
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "commit": commit(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "cores": os.cpu_count(),

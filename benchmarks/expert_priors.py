@@ -1,6 +1,6 @@
 """What the experts know, with and without the class priors that their logits carry.
 
-python benchmarks/expert_priors.py CHECKPOINT.pth [MORE.pth ...] [--tilt T ...]
+python -m benchmarks.expert_priors CHECKPOINT.pth [MORE.pth ...] [--tilt T ...]
 
 Training leaves each expert's logits, up to a constant for each image, as log likelihood plus a known log prior (the
 loss says which, `log_priors` in model/loss.py). Accuracy on five test distributions of: the experts, the mean of
@@ -9,16 +9,13 @@ leans the network towards frequent classes (T above 0) or rare ones.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.common import TABLE_DISTRIBUTIONS  # noqa: E402
-from evaluation import load_run  # noqa: E402
-from model.metric import accuracy  # noqa: E402
+from benchmarks.common import TABLE_DISTRIBUTIONS
+from evaluation import load_run
+from model.metric import accuracy
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What expert weights can reach on a network, and what the published objective makes of them.
 
-python benchmarks/expert_weights.py CHECKPOINT.pth [--weights 0.40 0.35 0.24] [--steps 20] [--set KEY;PATH=VALUE ...]
+python -m benchmarks.expert_weights CHECKPOINT.pth [--weights 0.40 0.35 0.24] [--steps 20] [--set KEY;PATH=VALUE ...]
 
 For five test distributions, accuracy and prediction stability S (mean cosine similarity of the predictions of two
 random views, the objective of test-time training) of: equal weights, the given ones, the most stable ones, and the most
@@ -9,21 +9,18 @@ accurate ones, which only labels tell: a bound for any way to choose weights. Th
 
 import argparse
 import itertools
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.common import TABLE_DISTRIBUTIONS  # noqa: E402
-from evaluation import load_run  # noqa: E402
-from evaluation.adaptation import two_view_logits  # noqa: E402
-from model.metric import accuracy  # noqa: E402
-from tade.stability import prediction_stability, weighted_logits  # noqa: E402
-from utils.parse_config import parse_assignment  # noqa: E402
+from benchmarks.common import TABLE_DISTRIBUTIONS
+from evaluation import load_run
+from evaluation.adaptation import two_view_logits
+from model.metric import accuracy
+from tade.stability import prediction_stability, weighted_logits
+from utils.parse_config import parse_assignment
 
 
 def grid(experts: int, steps: int) -> list[tuple[float, ...]]:

@@ -1,6 +1,6 @@
 """Start-up time, memory and one step of the large data sets at full size, on lists made up over a few real images.
 
-  python benchmarks/full_size_check.py LIST.txt DATA_DIR [--images 256] [--image_size 64]
+  python -m benchmarks.full_size_check LIST.txt DATA_DIR [--images 256] [--image_size 64]
 
 Lists with the numbers of images and classes of ImageNet-LT, Places-LT and iNaturalist 2018 (an exponential profile with
 the published total, largest and smallest class) repeat the images of LIST. For each data set's config: the time and
@@ -10,7 +10,6 @@ memory to set the loader up, one training step, and the evaluation of some image
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,16 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-
-from data_loader.image_lists import ImageList  # noqa: E402
-from model.inference import inference_copy  # noqa: E402
-from model.logits import expert_logits  # noqa: E402
-from trainer.build import build_loader, build_loss, build_network, parameter_groups  # noqa: E402
-from trainer.registry import read_config  # noqa: E402
-from utils.logger import get_logger  # noqa: E402
-from utils.parse_config import read_json  # noqa: E402
+from data_loader.image_lists import ImageList
+from model.inference import inference_copy
+from model.logits import expert_logits
+from trainer.build import build_loader, build_loss, build_network, parameter_groups
+from trainer.registry import read_config
+from utils.logger import get_logger
+from utils.parse_config import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_SETS = {

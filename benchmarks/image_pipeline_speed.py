@@ -1,6 +1,6 @@
 """Images a second of one worker's training pipeline for large images, against plain Pillow and torchvision.
 
-  python benchmarks/image_pipeline_speed.py LIST.txt DATA_DIR [--images 200] [--repeats 5]
+  python -m benchmarks.image_pipeline_speed LIST.txt DATA_DIR [--images 200] [--repeats 5]
 
 Both sides decode JPEGs and apply a random resized crop to 224, a flip and color jitter. The plain side is torchvision's
 and ends in the worker with normalized floats; here the worker makes bytes, and the training device turns whole batches
@@ -10,20 +10,17 @@ same random parameters, and the largest difference of the results is printed.
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from data_loader import pil_transforms  # noqa: E402
-from data_loader.image_lists import ImageList, ListDataset, collate  # noqa: E402
-from data_loader.on_disk import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
-from data_loader.tensor_transforms import normalize  # noqa: E402
-from utils.torchvision_import import torchvision  # noqa: E402
+from data_loader import pil_transforms
+from data_loader.image_lists import ImageList, ListDataset, collate
+from data_loader.on_disk import IMAGENET_MEAN, IMAGENET_STD
+from data_loader.tensor_transforms import normalize
+from utils.torchvision_import import torchvision
 
 BATCH = 50
 

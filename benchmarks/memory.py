@@ -1,6 +1,6 @@
 """Peak memory of training, evaluation and test-time training, config by config, each job in a process of its own.
 
-  python benchmarks/memory.py [--configs digits_tade ...] [--large] [--steps 3] [--jobs 1] [--output FILE.json]
+  python -m benchmarks.memory [--configs digits_tade ...] [--large] [--steps 3] [--jobs 1] [--output FILE.json]
 
 A job is `trainer.train`, `evaluate` or `adapt` as the scripts call them, at the config's batch size and image size, cut
 short where memory has stopped growing: `--steps` training steps instead of an epoch (validation and checkpoint
@@ -14,29 +14,25 @@ a step of the config's batch takes is extrapolated from these two.
 
 import argparse
 import itertools
-import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.common import RandomCIFAR100, write_record
+from benchmarks.full_size_check import write_list
+from evaluation import adapt, evaluate, load_run
+from trainer import train
+from trainer.registry import COMPONENTS
+from trainer.trainer import Trainer
+from utils.logger import get_logger
+from utils.parse_config import read_json
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
-from benchmarks.full_size_check import write_list  # noqa: E402
-from evaluation import adapt, evaluate, load_run  # noqa: E402
-from trainer import train  # noqa: E402
-from trainer.registry import COMPONENTS  # noqa: E402
-from trainer.trainer import Trainer  # noqa: E402
-from utils.logger import get_logger  # noqa: E402
-from utils.parse_config import read_json  # noqa: E402
-
 SMALL = (
     "digits_softmax",
     "digits_ride",
@@ -83,8 +79,8 @@ def prepared_config(name: str, folder: Path, data_dir: Path, batch_size: int | N
     return config
 
 
-def job(name: str, which: str, folder: Path, data_dir: Path, steps: int, batch_size: int | None) -> None:
-    """Do one job in this process and print its peak."""
+def job(name: str, which: str, folder: Path, data_dir: Path, steps: int, batch_size: int | None) -> float:
+    """Do one job in this process; returns its peak."""
     get_logger(verbosity=0)
     config = prepared_config(name, folder, data_dir, batch_size)
     config["trainer"]["verbosity"] = 0
@@ -96,7 +92,7 @@ def job(name: str, which: str, folder: Path, data_dir: Path, steps: int, batch_s
     loader.__iter__ = lambda self: itertools.islice(whole_epoch(self), steps)
     if batch_size:
         Trainer.validate = lambda self, epoch: {}
-        Trainer._save = lambda self, epoch, improved: None  # takes as much as a few images, and would hide them
+        Trainer._save = lambda self, *state: None  # takes as much as a few images, and would hide them
     if which == "train":
         train(config, device="cpu", run_id="run")
     else:
@@ -105,17 +101,13 @@ def job(name: str, which: str, folder: Path, data_dir: Path, steps: int, batch_s
         overrides = {**read_json(own), "aggregator;args;epochs": 1} if which == "adapt" else {}
         run = load_run(last, "cpu", overrides)
         evaluate(run) if which == "evaluate" else adapt(run)
-    print(json.dumps({"peak_gib": peak()}))
+    return peak()
 
 
-def measure(name: str, which: str, folder: Path, args: argparse.Namespace, batch_size: int | None = None) -> float:
+def measure(name: str, which: str, folder: str, args: argparse.Namespace, batch_size: int | None = None) -> float:
     """Peak of one job in a process of its own, in GiB."""
-    command = [sys.executable, __file__, "--job", name, which, str(folder), "--steps", str(args.steps)]
-    command += ["--data_dir", str(args.data_dir), *(["--batch_size", str(batch_size)] if batch_size else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{which} of {name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_gib"]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(job, name, which, Path(folder), args.data_dir, args.steps, batch_size).result()
 
 
 def measure_small(name: str, args: argparse.Namespace) -> dict:
@@ -123,7 +115,7 @@ def measure_small(name: str, args: argparse.Namespace) -> dict:
     jobs = ["train", "evaluate", *(["adapt"] if config["loss"]["type"] == "DiverseExpertLoss" else [])]
     with tempfile.TemporaryDirectory() as folder:
         row = {"config": name, "batch_size": config["data_loader"]["args"]["batch_size"]}
-        row |= {which: measure(name, which, Path(folder), args) for which in jobs}
+        row |= {which: measure(name, which, folder, args) for which in jobs}
     print(f"{name:<28}" + "".join(f"  {which} {row[which]:.2f} GiB" for which in jobs), flush=True)
     return row
 
@@ -132,7 +124,7 @@ def measure_large(name: str, args: argparse.Namespace) -> dict:
     peaks = []
     for batch_size in LARGE_BATCHES:
         with tempfile.TemporaryDirectory() as folder:
-            peaks.append(measure(name, "train", Path(folder), args, batch_size))
+            peaks.append(measure(name, "train", folder, args, batch_size))
     batch = read_json(ROOT / "configs" / f"config_{name}.json")["data_loader"]["args"]["batch_size"]
     an_image = (peaks[1] - peaks[0]) / (LARGE_BATCHES[1] - LARGE_BATCHES[0])
     row = {"config": name, "batches": LARGE_BATCHES, "train": peaks, "gib_an_image": an_image, "batch_size": batch}
@@ -153,13 +145,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--data_dir", type=Path, default=Path("data/CIFAR100"))
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)  # what the processes of the jobs are started with
-    parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        name, which, folder = args.job
-        job(name, which, Path(folder), args.data_dir, args.steps, args.batch_size)
-        return
     if args.large:
         args.steps = 1
     measured = measure_large if args.large else measure_small

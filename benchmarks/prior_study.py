@@ -1,6 +1,6 @@
 """Every way of adapting a trained network to an unknown test distribution, beside each other.
 
-python benchmarks/prior_study.py CHECKPOINT.pth [CHECKPOINT.pth ...] --output FOLDER [--set KEY;PATH=VALUE ...]
+python -m benchmarks.prior_study CHECKPOINT.pth [CHECKPOINT.pth ...] --output FOLDER [--set KEY;PATH=VALUE ...]
 
 For each network: the test distributions of its data, and ten free shifts, which do not follow the training frequencies.
 Accuracy, Kullback-Leibler divergence of the true test prior from the estimated one, calibration error, seconds. Then
@@ -11,7 +11,6 @@ Logits are computed once for each network, and kept under saved/prior_study.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,16 +21,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.common import write_record  # noqa: E402
-from data_loader.class_profiles import subset_indices  # noqa: E402
-from evaluation import load_run  # noqa: E402
-from evaluation.adaptation import fit_all, two_view_logits, view_source  # noqa: E402
-from model.logits import expert_logits, selected  # noqa: E402
-from model.metric import expected_calibration_error  # noqa: E402
-from report.tables import markdown_lines  # noqa: E402
-from tade import (  # noqa: E402
+from benchmarks.common import write_record
+from data_loader.class_profiles import subset_indices
+from evaluation import load_run
+from evaluation.adaptation import fit_all, two_view_logits, view_source
+from model.logits import expert_logits, selected
+from model.metric import expected_calibration_error
+from report.tables import markdown_lines
+from tade import (
     Aggregator,
     BBSEAggregator,
     Calibration,
@@ -43,9 +40,9 @@ from tade import (  # noqa: E402
     fit_calibration,
     prior_free_logits,
 )
-from tade.asymmetry import stability_asymmetry  # noqa: E402
-from utils.logger import get_logger  # noqa: E402
-from utils.parse_config import parse_assignment  # noqa: E402
+from tade.asymmetry import stability_asymmetry
+from utils.logger import get_logger
+from utils.parse_config import parse_assignment
 
 CACHE = Path("saved/prior_study")
 CROPS = 4  # of the averaged views, beside image and mirror image

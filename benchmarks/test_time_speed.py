@@ -1,6 +1,6 @@
 """Evaluating eleven test distributions, and test-time training on them, against the plain way of doing each.
 
-  python benchmarks/test_time_speed.py [--images 1000] [--repeats 3] [--job evaluation] [--output FILE.json]
+  python -m benchmarks.test_time_speed [--images 1000] [--repeats 3] [--job evaluation] [--output FILE.json]
 
 Plain evaluation: the network runs over the images of every distribution, batch norm and all, NCHW.
 Plain test-time training: every distribution by itself; each image is augmented by torchvision and Pillow, twice; the
@@ -11,26 +11,23 @@ Images are random numbers in CIFAR's shape (speed does not depend on what they s
 
 import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
-from data_loader.tensor_transforms import normalize  # noqa: E402
-from evaluation.adaptation import fit_all, two_view_logits  # noqa: E402
-from evaluation.evaluation import Scorer  # noqa: E402
-from model.inference import inference_copy  # noqa: E402
-from model.logits import expert_logits  # noqa: E402
-from model.model import ResNet32Model  # noqa: E402
-from tade import StabilityAggregator, prediction_stability  # noqa: E402
-from trainer.devices import choose_device  # noqa: E402
-from utils.logger import get_logger  # noqa: E402
-from utils.torchvision_import import torchvision  # noqa: E402
+from benchmarks.common import RandomCIFAR100, write_record
+from data_loader.tensor_transforms import normalize
+from evaluation.adaptation import fit_all, two_view_logits
+from evaluation.evaluation import Scorer
+from model.inference import inference_copy
+from model.logits import expert_logits
+from model.model import ResNet32Model
+from tade import StabilityAggregator, prediction_stability
+from trainer.devices import choose_device
+from utils.logger import get_logger
+from utils.torchvision_import import torchvision
 
 BATCH = 128
 

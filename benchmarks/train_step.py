@@ -1,6 +1,6 @@
 """This project's training step against the plain one, and where its time goes.
 
-  python benchmarks/train_step.py [--device cpu] [--rounds 7] [--threads 1 2] [--bf16] [--no_compile] [--epoch]
+  python -m benchmarks.train_step [--device cpu] [--rounds 7] [--threads 1 2] [--bf16] [--no_compile] [--epoch]
                                   [--profile] [--data_dir data/CIFAR100] [--output FILE.json]
 
 Both sides train TADE's ResNet-32 for CIFAR100-LT (three experts, batches of 128). Plain: eager, NCHW, fp32,
@@ -23,29 +23,27 @@ import argparse
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from base.run_state import EpochProgress  # noqa: E402
-from benchmarks.common import RandomCIFAR100, write_record  # noqa: E402
-from data_loader.data_loaders import ImbalanceCIFAR100DataLoader  # noqa: E402
-from model.cost import count_macs  # noqa: E402
-from trainer.build import build_loss, build_network, parameter_groups  # noqa: E402
-from trainer.devices import choose_device  # noqa: E402
-from trainer.precision import AUTOCAST, automatic_precision  # noqa: E402
-from trainer.registry import read_config  # noqa: E402
-from trainer.trainer import Trainer  # noqa: E402
-from utils.logger import TensorBoardLog, get_logger  # noqa: E402
-from utils.parse_config import read_json  # noqa: E402
-from utils.seed import seed_everything  # noqa: E402
+from base.run_state import EpochProgress
+from benchmarks.common import RandomCIFAR100, write_record
+from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
+from model.cost import count_macs
+from trainer.build import build_loss, build_network, parameter_groups
+from trainer.devices import choose_device
+from trainer.precision import AUTOCAST, automatic_precision
+from trainer.registry import read_config
+from trainer.trainer import Trainer
+from utils.logger import TensorBoardLog, get_logger
+from utils.parse_config import read_json
+from utils.seed import seed_everything
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "config_cifar100_ir100_tade.json"
 CPU = torch.device("cpu")
@@ -126,11 +124,48 @@ def multiply(precision: str, device: torch.device) -> tuple[float, float]:
         torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
-def profile_steps(trainer: Trainer, batches: list) -> list[dict]:
+#: Of a side's process: side, device, trainer, batches, and the number of steps done.
+own = threading.local()
+
+
+def prepare(side: Side, threads: int, device: torch.device, data_dir: Path) -> None:
+    """Start of a side's process."""
+    torch.set_num_threads(threads)
+    get_logger().setLevel("WARNING")
+    own.side, own.device, own.done = side, device, 0
+    own.trainer = make_trainer(side, device, data_dir, Path(tempfile.mkdtemp(prefix="train_step_")))
+    own.batches = first_batches(own.trainer, side.plain)
+    own.trainer.network.train()
+
+
+def one_step() -> None:
+    images, target = own.batches[own.done % BATCHES]
+    own.done += 1
+    (plain_step if own.side.plain else Trainer.train_step)(own.trainer, images, target)
+
+
+def one_epoch() -> None:
+    own.trainer.progress = EpochProgress.start(1, own.trainer.loader.seed, own.device)
+    own.trainer.train_epoch(1)
+
+
+def timed_steps(times: int) -> tuple[float, float]:
+    return seconds(own.device, times, one_step)
+
+
+def timed_epoch() -> tuple[float, float]:
+    return seconds(own.device, 1, one_epoch)
+
+
+def timed_product() -> tuple[float, float]:
+    return multiply(own.side.precision, own.device)
+
+
+def profile() -> list[dict]:
     """The operations with the largest share of three steps, by their own CPU time."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        for images, target in batches[:3]:
-            trainer.train_step(images, target)
+        for _ in range(3):
+            one_step()
     rows = sorted(profiler.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
     return [
@@ -139,59 +174,9 @@ def profile_steps(trainer: Trainer, batches: list) -> list[dict]:
     ]
 
 
-def work(connection: Connection, side: Side, threads: int, device: torch.device, data_dir: Path) -> None:
-    """A side's process: builds, takes the first step, then does what the connection says."""
-    torch.set_num_threads(threads)
-    get_logger().setLevel("WARNING")
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(side, device, data_dir, Path(folder))
-        batches = first_batches(trainer, side.plain)
-        trainer.network.train()
-        done = 0
-
-        def step() -> None:
-            nonlocal done
-            images, target = batches[done % BATCHES]
-            done += 1
-            (plain_step if side.plain else Trainer.train_step)(trainer, images, target)
-
-        def epoch() -> None:
-            trainer.progress = EpochProgress.start(1, trainer.loader.seed, device)
-            trainer.train_epoch(1)
-
-        connection.send(seconds(device, 1, step))
-        while (task := connection.recv()) != "end":
-            if task == "step":
-                connection.send(seconds(device, STEPS[device.type], step))
-            elif task == "matrix":
-                connection.send(multiply(side.precision, device))
-            elif task == "epoch":
-                connection.send(seconds(device, 1, epoch))
-            else:
-                connection.send(profile_steps(trainer, batches))
-
-
-class Worker:
-    """A side's process, seen from here."""
-
-    def __init__(self, side: Side, threads: int, device: torch.device, data_dir: Path):
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, side, threads, device, data_dir), daemon=True)
-        self.process.start()
-        other.close()
-
-    def wait(self) -> None:
-        """Until it is ready; `first` is what its first step took then."""
-        self.first: tuple[float, float] = self.connection.recv()
-
-    def ask(self, task: str):
-        self.connection.send(task)
-        return self.connection.recv()
-
-    def end(self) -> None:
-        self.connection.send("end")
-        self.process.join()
+def start(*arguments) -> ProcessPoolExecutor:
+    """A side's process; see `prepare`."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, arguments)
 
 
 def time_sides(
@@ -200,22 +185,20 @@ def time_sides(
     """Interleaved steps of all sides at one number of threads: a row for each; the workers, which go on living."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="train_step_")  # compiles from scratch
-    workers = {}
-    for side in sides:
-        workers[side.name] = worker = Worker(side, threads, device, data_dir)
+    workers = {side.name: start(side, threads, device, data_dir) for side in sides}
+    first = {name: worker.submit(timed_steps, 1) for name, worker in workers.items() if device.type != "cpu"}
+    for name, worker in workers.items():
         if device.type == "cpu":  # one compiles at a time
-            worker.wait()
-    for worker in workers.values():
-        if device.type != "cpu":
-            worker.wait()
-        worker.ask("step")  # the second step of a process is still slower
+            first[name] = worker.submit(timed_steps, 1)
+        first[name].result()
+        worker.submit(timed_steps, 1).result()  # the second step of a process is still slower
     times: dict[str, list] = {name: [] for name in workers}
     products: dict[str, list] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
-            times[name].append(worker.ask("step"))
+            times[name].append(worker.submit(timed_steps, STEPS[device.type]).result())
         for name, worker in workers.items():
-            products[name].append(worker.ask("matrix"))
+            products[name].append(worker.submit(timed_product).result())
     rows = []
     batch = read_json(CONFIG)["data_loader"]["args"]["batch_size"]
     for side in sides:
@@ -238,28 +221,27 @@ def time_sides(
             )
         if side.compile:
             usual = row["clock"]["step_seconds"]
-            row["compile_seconds"] = workers[side.name].first[0] - usual
+            row["compile_seconds"] = first[side.name].result()[0] - usual
             print(f"  compiling {row['compile_seconds']:.0f} s", flush=True)
             if device.type == "cpu":
-                again = Worker(side, threads, device, data_dir)
-                again.wait()
-                row["compile_seconds_cached"] = again.first[0] - usual
-                again.end()
+                with start(side, threads, device, data_dir) as again:
+                    row["compile_seconds_cached"] = again.submit(timed_steps, 1).result()[0] - usual
                 print(f"  compiling with a cache {row['compile_seconds_cached']:.0f} s", flush=True)
         rows.append(row)
     return rows, workers
 
 
-def time_epochs(workers: dict[str, Worker], threads: int, device: torch.device, images: int) -> dict[str, dict]:
+def time_epochs(
+    workers: dict[str, ProcessPoolExecutor], threads: int, device: torch.device, images: int
+) -> dict[str, dict]:
     """Images per second of a whole epoch, by side; on a GPU after two, all sides at once."""
     for _ in range(2 if device.type == "cuda" else 0):
-        for worker in workers.values():
-            worker.connection.send("epoch")
-        for worker in workers.values():
-            worker.connection.recv()
+        for future in [worker.submit(timed_epoch) for worker in workers.values()]:
+            future.result()
     found = {}
     for name, worker in workers.items():
-        found[name] = {way: images / spent for way, spent in zip(WAYS[device.type], worker.ask("epoch"), strict=False)}
+        spent = worker.submit(timed_epoch).result()
+        found[name] = {way: images / s for way, s in zip(WAYS[device.type], spent, strict=False)}
         rates = ", ".join(f"{rate:.1f} images/s by {way}" for way, rate in found[name].items())
         print(f"whole epoch, {name}, {threads} thread(s): {rates}", flush=True)
     return found
@@ -302,12 +284,12 @@ def main() -> None:
             chosen = [precisions[-1]] if device.type == "cpu" else [side.name for side in sides if not side.plain]
             epochs[threads] = time_epochs({name: workers[name] for name in chosen}, threads, device, sum(counts))
         if args.profile:
-            profiles[threads] = workers[precisions[-1]].ask("profile")
+            profiles[threads] = workers[precisions[-1]].submit(profile).result()
             print(f"{precisions[-1]}, {threads} thread(s), share of own CPU time in a step, calls:")
             for row in profiles[threads]:
                 print(f"  {row['share']:6.1%} {row['calls a step']:7.1f}  {row['operation']}")
         for worker in workers.values():
-            worker.end()
+            worker.shutdown()
     if args.output:
         content = {
             "seed": read_json(CONFIG)["seed"],

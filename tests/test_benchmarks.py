@@ -1,12 +1,10 @@
 """Every benchmark runs, at a size that takes a second: what it prints is complete, how fast it was is not looked at."""
 
 import json
-import multiprocessing
 import re
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from conftest import ROOT
 from test_on_disk import folder  # noqa: F401 (a fixture)
 
 from benchmarks import (
-    averaged_views,
     common,
     expert_priors,
     expert_weights,
@@ -23,7 +20,6 @@ from benchmarks import (
     full_size_check,
     image_pipeline_speed,
     memory,
-    prior_cost,
     test_time_speed,
     train_step,
 )
@@ -82,21 +78,12 @@ def test_expert_weights(run, digits_run):
     assert float(stable[2]) >= float(rows["uniform", "given"][2])  # a point of the grid
 
 
-def test_averaged_views(run, digits_run):
-    printed = run(averaged_views, digits_run["last"], "--averaged_views", 1).splitlines()
-    titles = [f"{row}, {of}" for row in ("equal weights", "true prior (bound)") for of in ("averaged views", "image")]
-    rows = {title: line for title in titles for line in printed if line.startswith(title)}
-    assert len(rows) == 4 and all(len(line[len(title) :].split()) == 12 for title, line in rows.items())
-    mean = {title: float(line.split()[-1]) for title, line in rows.items()}
-    assert mean["true prior (bound), image"] > mean["equal weights, image"]
-
-
 def test_file_checks(run, monkeypatch):
     monkeypatch.setattr(file_checks, "ROUNDS", 1)
     monkeypatch.setattr(file_checks, "IMAGES", {"train": 1200, "val": 300})
     monkeypatch.setattr(file_checks, "ResNet50Model", partial(ResNet10Model, layer4_output_dim=16, **TINY))
     printed = run(file_checks)
-    assert "Lists of 1,200 and 300 images" in printed and len(re.findall(r" [\d.]+ s$", printed, re.M)) == 3
+    assert "Lists of 1,200 and 300 images, compared" in printed and len(re.findall(r" [\d.]+ s$", printed, re.M)) == 3
 
 
 def test_full_size_check(run, folder, monkeypatch):  # noqa: F811
@@ -116,25 +103,15 @@ def test_image_pipeline_speed(run, folder):  # noqa: F811
 
 
 def test_memory(run, tmp_path, monkeypatch):
-    """With its processes' jobs done here."""
-
-    def here(command: list[str], **options) -> SimpleNamespace:
-        return SimpleNamespace(returncode=0, stdout=run(memory, *command[2:]))
-
+    """With threads in place of its processes."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     monkeypatch.setattr(memory, "get_logger", lambda verbosity: None)
     patched = ImbalanceDigitsDataLoader  # put back afterwards
     monkeypatch.setattr(patched, "__iter__", patched.__iter__)
     run(memory, "--configs", "digits_softmax", "--steps", 1, "--output", tmp_path / "memory.json")
     (row,) = json.loads((tmp_path / "memory.json").read_text())["peaks_gib"]
     assert row["config"] == "digits_softmax" and 0.1 < row["train"] <= row["evaluate"] < 20  # of one process
-
-
-def test_prior_cost(run):
-    printed = run(prior_cost, "--classes", 10, "--images", 40)
-    assert len(re.findall(r"fit, classwise (?:True|False), (?:with|without) views: [\d.]+ s", printed)) == 4
-    assert "update of 64 images" in printed
 
 
 def test_test_time_speed(run, tmp_path, monkeypatch):
@@ -151,15 +128,11 @@ def test_test_time_speed(run, tmp_path, monkeypatch):
 
 def test_train_step(run, tmp_path, monkeypatch):
     """With threads in place of its processes."""
-
-    def pipe():
-        here, there = multiprocessing.Pipe()
-        return here, SimpleNamespace(
-            send=there.send, recv=there.recv, close=lambda: None
-        )  # both ends are of one process
-
-    context = SimpleNamespace(Pipe=pipe, Process=threading.Thread)
-    monkeypatch.setattr(train_step.multiprocessing, "get_context", lambda method: context)
+    monkeypatch.setattr(
+        train_step,
+        "ProcessPoolExecutor",
+        lambda workers, context, start, own: ThreadPoolExecutor(workers, "", start, own),
+    )
     config = read_json(train_step.CONFIG)
     config["arch"]["args"] |= {"num_experts": 2, **TINY}
     config["data_loader"]["args"] |= {"batch_size": 8, "imb_factor": 0.2}
