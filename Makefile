@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = saved/Demo_LT_TADE/demo
 BIN = $(VENV)/bin
 
-.PHONY: help env demo test test-slow lint clean
+.PHONY: help env demo test test-core test-slow lint clean
 .DEFAULT_GOAL := help
 
 help:  ## explain every target
@@ -38,6 +38,11 @@ lint: env  ## check style, layout, imports and types
 test: lint  ## lint, then run the tests, several files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term:skip-covered
+
+test-core: env  ## losses, networks, priors, stability, class profiles, and a run of every method from end to end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/test_loss.py tests/test_model.py \
+		tests/test_metric.py tests/test_prior.py tests/test_stability.py tests/test_asymmetry.py tests/test_calibration.py \
+		tests/test_class_profiles.py tests/test_structure.py tests/test_published_scripts.py
 
 test-slow: env  ## fuzz files, configs and options, damage every byte of a checkpoint; kill trainings at random moments
 	FUZZ_CASES=10000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_hostile_files.py
