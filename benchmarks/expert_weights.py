@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="assignments", help="as in the scripts")
     args = parser.parse_args()
     run = load_run(args.checkpoint, overrides=dict(map(parse_assignment, args.assignments)))
-    views = two_view_logits(run.network, run.images, np.arange(len(run.targets)), 0, run.device)
+    views = two_view_logits(run.inference_network, run.images, np.arange(len(run.targets)), 0, run.device)
     experts = run.test_logits.shape[1]
     distributions = run.loader.test_distributions()
     rows = []

@@ -107,9 +107,9 @@ def gather(path: Path, overrides: Mapping[str, object]) -> Logits:
     if not file.exists():
         sums, plain, numbers = None, None, run.loader.mild_view_numbers(CROPS)
         for number in numbers:
-            view = expert_logits(run.network, [run.images.mild_view(number)], run.device, f"view {number}")
+            view = expert_logits(run.inference_network, [run.images.mild_view(number)], run.device, f"view {number}")
             plain, sums = (view, view.clone()) if plain is None else (plain, sums.add_(view))
-        views = two_view_logits(run.network, run.images, np.arange(len(targets)), 0, run.device)
+        views = two_view_logits(run.inference_network, run.images, np.arange(len(targets)), 0, run.device)
         CACHE.mkdir(parents=True, exist_ok=True)
         torch.save({"plain": plain, "averaged": sums / len(numbers), "views": views}, file)
     logits = torch.load(file, mmap=True)

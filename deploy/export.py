@@ -62,7 +62,7 @@ class Exporter:
                 "0..1 for each channel."
             )
         self.run = run
-        self.network = Deployed(run.network, loader.mean, loader.std).eval()
+        self.network = Deployed(run.inference_network, loader.mean, loader.std).eval()
         self.image_size = loader.image_size
         self._program: Any = None
 

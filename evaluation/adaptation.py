@@ -134,7 +134,7 @@ def new_aggregator(run: LoadedRun, make: AggregatorMaker, stream: bool, stream_b
 
 def view_source(run: LoadedRun) -> ViewsOf:
     """Where a run's views come from: two passes of the network for each pass of an aggregator."""
-    return lambda indices, number: two_view_logits(run.network, run.images, indices, number, run.device)
+    return lambda indices, number: two_view_logits(run.inference_network, run.images, indices, number, run.device)
 
 
 def two_view_logits(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader, ImageSource, TrainedOn
+from base.base_model import BaseModel
 from evaluation.aggregators import build_aggregator
 from evaluation.calibration import CalibrationRecord, stored_calibration
 from evaluation.results import CheckpointRecord
@@ -39,8 +40,7 @@ class LoadedRun:
     """A trained network, ready to be evaluated, adapted and asked for predictions.
 
     Args:
-        network: for inference, frozen, on `device`; images [B, 3, H, W] -> {"logits": [B, E, C], ...}.
-        num_experts: E.
+        network: as it was trained, in eval mode, on `device`; its parameters can be trained.
         loader: the data it was trained on, and the test images.
         device: where it runs.
         config: checked; of the checkpoint, with the overrides.
@@ -49,10 +49,10 @@ class LoadedRun:
         log_prior: log of the training class prior, [C].
         left_out: test images that are in no distribution, because their labels were used, indices [L].
         other_images: what takes the place of the loader's test images; None for these.
+        gpus: numbers of those that share the work of `inference_network`; fewer than two means none.
     """
 
-    network: nn.Module
-    num_experts: int
+    network: BaseModel
     loader: BaseDataLoader
     device: torch.device
     config: ConfigParser
@@ -61,6 +61,17 @@ class LoadedRun:
     log_prior: Tensor
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     other_images: ImageSource | None = None
+    gpus: Sequence[int] = ()
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.network.num_experts
+
+    @cached_property
+    def inference_network(self) -> nn.Module:
+        """A frozen, faster copy of the network, for logits: images [B, 3, H, W] -> {"logits": [B, E, C], ...}."""
+        return parallel(inference_copy(self.network, self.loader.image_size), self.device, self.gpus)
 
     @property
     def images(self) -> ImageSource:
@@ -99,7 +110,7 @@ class LoadedRun:
         distributed.by_first_process(self.images.check_files)
         mild_views = (self.images.mild_view(number) for number in self.mild_views)
         views = mild_views if self.mild_views else [self.images.batches()]
-        return check_finite(expert_logits(self.network, views, self.device, what, shared=True), what)
+        return check_finite(expert_logits(self.inference_network, views, self.device, what, shared=True), what)
 
     @cached_property
     def bad_images(self) -> dict[int, BadImage]:
@@ -134,9 +145,15 @@ class LoadedRun:
         if not self.bad_images:
             return self
         good = np.setdiff1d(np.arange(len(self.test_logits)), list(self.bad_images))
-        other = replace(self, other_images=self.images.select(good))
+        other = self.with_images(self.images.select(good))
         other.images.skipped = [*self.images.skipped, *self.bad_images.values()]
         other.test_logits = selected(self.test_logits, good)
+        return other
+
+    def with_images(self, images: ImageSource) -> "LoadedRun":
+        """The same run with other images; they share the copy of the network."""
+        other = replace(self, other_images=images)
+        other.inference_network = self.inference_network
         return other
 
     @cached_property
@@ -191,7 +208,7 @@ class LoadedRun:
             UserError: there are no such images, some were trained on, or nothing can be learned from them.
         """
         source = "held-out validation images" if images is None else f"the labeled images {images}"
-        labeled = replace(self, other_images=self.loader.read_labeled(images)).without_bad_images()
+        labeled = self.with_images(self.loader.read_labeled(images)).without_bad_images()
         return self._fit_calibration(labeled.test_logits, labeled.targets, source)
 
     def labeled_draw(self, per_class: int) -> np.ndarray:
@@ -288,8 +305,7 @@ def load_run(
     network = build_network(config, loader.num_classes, chosen_device, checkpoint["model"])
     load_weights(network, checkpoint["model"], path)
     return LoadedRun(
-        network=parallel(inference_copy(network, loader.image_size), chosen_device, gpus),
-        num_experts=network.num_experts,
+        network=network.eval(),
         loader=loader,
         device=chosen_device,
         config=config,
@@ -302,6 +318,7 @@ def load_run(
         ),
         expert_log_priors=carried_log_priors(config, checkpoint.get("epoch"), loader, network.num_experts),
         log_prior=torch.log(class_prior(loader.cls_num_list) + EPSILON),
+        gpus=gpus,
     )
 
 

@@ -1,7 +1,7 @@
 """Predicting images that nobody has labelled, at once or batch by batch as they come."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def with_images(run: LoadedRun, images: Images) -> LoadedRun:
         if not len(images):
             raise UserError("There is no image to predict: give one at least.")
         images = ImageList.of(Path(), [str(path) for path in images])
-    return replace(run, other_images=run.loader.read(images)).without_bad_images()
+    return run.with_images(run.loader.read(images)).without_bad_images()
 
 
 def _predictions(

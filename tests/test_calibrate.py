@@ -288,4 +288,4 @@ def test_logits_that_are_not_finite_end_with_one_sentence(last, tmp_path, monkey
         with pytest.raises(UserError, match="logits are not finite for 20 of 20 images"):
             evaluation.predict(run, run.loader.test.images[:20], make)
     with pytest.raises(UserError, match="random views of test images"):
-        evaluation.adaptation.two_view_logits(run.network, run.images, np.arange(9), 0, run.device)
+        evaluation.adaptation.two_view_logits(run.inference_network, run.images, np.arange(9), 0, run.device)

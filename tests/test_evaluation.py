@@ -117,7 +117,7 @@ def views_of_run(trained_digits, crops, **more):
 def test_averaged_logits_are_the_mean_of_explicit_passes(trained_digits, plain_run):
     run = views_of_run(trained_digits, 3)
     assert run.mild_views == [0, 2, 3, 4]  # digits have no mirror image
-    passes = [expert_logits(run.network, [run.loader.test.mild_view(n)], CPU, "view") for n in run.mild_views]
+    passes = [expert_logits(run.inference_network, [run.loader.test.mild_view(n)], CPU, "view") for n in run.mild_views]
     assert torch.equal(passes[0], plain_run.test_logits)
     torch.testing.assert_close(run.test_logits, torch.stack(passes).mean(dim=0), atol=1e-5, rtol=1e-5)
     assert torch.equal(run.test_logits, views_of_run(trained_digits, 3).test_logits)
@@ -259,6 +259,18 @@ def test_an_aggregator_without_views_or_weights_goes_all_the_way(trained_digits,
     assert "w1" not in results.table()
     with pytest.raises(UserError, match="EMAggregator needs a whole test set: leave --stream out"):
         evaluation.adapt(run, EMAggregator, stream=True)
+
+
+def test_the_network_of_a_run_is_the_trained_one_and_logits_are_those_of_a_copy(trained_digits):
+    run = evaluation.load_run(trained_digits, device="cpu")
+    logits = run.test_logits
+    state = load_checkpoint(trained_digits)["model"]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in run.network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in run.network.parameters()) and not run.network.training
+    images, _ = next(iter(run.images.batches()))
+    output = run.network(images)["logits"]
+    torch.testing.assert_close(output.detach(), logits[: len(images)], atol=1e-4, rtol=1e-4)
+    output.sum().backward()
 
 
 def test_from_python_without_a_command_line(trained_digits):

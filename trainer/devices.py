@@ -1,5 +1,7 @@
 """Where a network runs: CPU, one GPU, several GPUs in one process, several processes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -61,7 +63,7 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
     return torch.compile(network, dynamic=False, mode="reduce-overhead" if graphs else None)  # type: ignore[return-value]
 
 
-def parallel(model: nn.Module, device: torch.device, gpus: list[int]) -> nn.Module:
+def parallel(model: nn.Module, device: torch.device, gpus: Sequence[int]) -> nn.Module:
     """Wrap a network for the processes or GPUs that share its work; itself where it works alone."""
     if distributed.world_size() > 1:
         if not any(p.requires_grad for p in model.parameters()):
