@@ -335,8 +335,7 @@ def check_counts(loader: BaseDataLoader, counts: Sequence[int] | None, path: Pat
 def trained_on(checkpoint: Mapping, config: ConfigParser, path: Path) -> TrainedOn | None:
     """What a checkpoint says of its data; None where it has no class counts.
 
-    Class names are its own. Where it has none, or an override names another file of them, they are left to the loader;
-    a file that is not there any more is taken out of the config, and classes are called by number.
+    Class names are its own. Where it has none, or an override names another file of them, they are left to the loader.
 
     Raises:
         UserError: its entries do not fit each other.
@@ -346,14 +345,8 @@ def trained_on(checkpoint: Mapping, config: ConfigParser, path: Path) -> Trained
         return None
     if (class_map and sorted(class_map) != list(range(len(counts)))) or (names and len(names) != len(counts)):
         raise UserError(f"{path} has class names or a class map that do not fit its {len(counts)} classes.")
-    arguments = config["data_loader"].get("args", {})
-    wanted = arguments.get("class_names")
-    if wanted != arguments_of(checkpoint.get("config") or {}, "data_loader").get("class_names"):
-        names = None
-    elif names is None and wanted is not None and not Path(wanted).is_file():
-        get_logger().warning(f"There is no {wanted} with the names of the classes: they are called by number.")
-        del arguments["class_names"]
-    return TrainedOn(counts, class_map, names)
+    now, then = (arguments_of(of, "data_loader").get("class_names") for of in (config, checkpoint.get("config") or {}))
+    return TrainedOn(counts, class_map, names if now == then else None)
 
 
 def carried_log_priors(config: ConfigParser, epoch: int | None, loader: BaseDataLoader, num_experts: int) -> Tensor:

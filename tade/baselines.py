@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tade.aggregator import Views
-from tade.calibration import CHUNK
+from tade.calibration import chunks
 from tade.likelihood import LikelihoodAggregator
 from tade.priors import EPSILON
 
@@ -117,8 +117,7 @@ class BBSEAggregator(LikelihoodAggregator):
 
     def predicted(self, logits: Tensor) -> Tensor:
         """Classes of the images: [N, E, C] -> [N]."""
-        size = max(1, CHUNK // logits.shape[2])
-        return torch.cat([self.scores(part).argmax(dim=1) for part in torch.split(logits, size)])
+        return torch.cat([self.scores(part).argmax(dim=1) for (part,) in chunks(logits)])
 
     def fit_pass(self, logits: Tensor, views: Views | None, generator: torch.Generator | None) -> None:
         if not self.can_learn_from(logits) or not len(logits):

@@ -1,7 +1,7 @@
 """Three numbers that take the bias out of a network's class scores, learned from a few labeled images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,12 @@ from torch import Tensor
 
 CHUNK = 1 << 22  # scores [n, C] that are worked on at once: 32 MiB in float64
 NEWTON_STEPS = 50
+
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of tensors [N, ...] with the same images: CHUNK scores of the first one, which is [N, C] or [N, E, C]."""
+    size = max(1, CHUNK // max(1, tensors[0].shape[-1]))
+    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
 
 
 def standardized(log_prior: Tensor) -> Tensor:
@@ -130,8 +136,7 @@ def fit_calibration(
         value = -0.5 * ridge * float((theta - start).square().sum())
         gradient = -ridge * (theta - start)
         information = ridge * torch.eye(3, dtype=torch.float64)
-        size = max(1, CHUNK // classes)
-        for u, y in zip(torch.split(scores, size), torch.split(targets, size), strict=True):
+        for u, y in chunks(scores, targets):
             u, y = u.double().cpu(), y.cpu()
             u = u - u.mean(dim=1, keepdim=True)
             log_p = (theta[0] * u + bias @ theta[1:] + label_log_prior).log_softmax(dim=1)

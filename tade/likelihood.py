@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tade.aggregator import Aggregator, Views
-from tade.calibration import CHUNK, Calibration, as_calibration
+from tade.calibration import Calibration, as_calibration, chunks
 from tade.priors import EPSILON
 
 
@@ -70,8 +70,7 @@ class LikelihoodAggregator(Aggregator):
         The logits are taken in chunks, so that this is the only array of its size.
         """
         result = logits.new_empty(len(logits), logits.shape[2], dtype=torch.float32)
-        size = max(1, CHUNK // max(1, logits.shape[2]))
-        for part, out in zip(torch.split(logits, size), torch.split(result, size), strict=True):
+        for part, out in chunks(logits, result):
             u = self.scores(part)
             torch.exp(u - u.amax(dim=1, keepdim=True), out=out)
         return result

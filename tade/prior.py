@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tade.aggregator import Views
 from tade.asymmetry import TurningGauge, find_bias, interpolate, stability_asymmetry
-from tade.calibration import CHUNK, Calibration, standardized
+from tade.calibration import Calibration, chunks, standardized
 from tade.likelihood import LikelihoodAggregator
 from tade.priors import EPSILON
 from tade.state import finite_or_none
@@ -200,9 +200,8 @@ class PriorAggregator(LikelihoodAggregator):
         self.sum_of_weights = decay * self.sum_of_weights + float(weights.sum())
         self.sum_of_squares = decay**2 * self.sum_of_squares + float(weights.square().sum())
         priors = (self.grid[:, None] * self.unit * self.z).softmax(dim=1).T.to(likelihoods)  # q_s, [C, GRID]
-        size = max(1, CHUNK // likelihoods.shape[1])
         evidence = torch.empty(len(likelihoods), GRID)
-        for part, w, out in zip(*(torch.split(t, size) for t in (likelihoods, weights, evidence)), strict=True):
+        for part, w, out in chunks(likelihoods, weights, evidence):
             log_evidence = torch.log((part @ priors).double()).cpu()
             self.log_likelihood += w @ log_evidence
             self.predicted.index_add_(0, part.argmax(dim=1).cpu(), w)
@@ -219,9 +218,8 @@ class PriorAggregator(LikelihoodAggregator):
 
     def _asymmetry(self, view1: Tensor, view2: Tensor) -> Tensor:
         """a_n of the images, from expert logits of two views, [N, E, C] each: [N] on the CPU."""
-        size = max(1, CHUNK // view1.shape[2])
-        parts = zip(torch.split(view1, size), torch.split(view2, size), strict=True)
-        return torch.cat([stability_asymmetry(self.scores(a), self.scores(b), self.log_prior).cpu() for a, b in parts])
+        pairs = ((self.scores(one), self.scores(other)) for one, other in chunks(view1, view2))
+        return torch.cat([stability_asymmetry(*pair, self.log_prior).cpu() for pair in pairs])
 
     def _can_tell(self) -> bool:
         """Whether anything can be told of the prior; if not, return to the prior-free ensemble."""

@@ -134,7 +134,7 @@ def test_what_needs_the_data_says_so(trained_digits, tmp_path):
             needing()
 
 
-def test_class_names_come_from_the_checkpoint_or_a_file(tmp_path, capsys):
+def test_class_names_come_from_the_checkpoint_or_a_file(tmp_path):
     bare = load_run(list_checkpoint(tmp_path, class_map=[2, 0, 1]), "cpu", data=False)
     assert bare.loader.class_names == ["2", "0", "1"]
     path = list_checkpoint(tmp_path, class_names=["ant", "bee", "cat"])
@@ -144,13 +144,6 @@ def test_class_names_come_from_the_checkpoint_or_a_file(tmp_path, capsys):
     assert load_run(path, "cpu", other, data=False).loader.class_names == ["x", "y", "z"]
     with pytest.raises(UserError, match="class names absent cannot be read"):
         load_run(path, "cpu", {"data_loader;args;class_names": "absent"}, data=False)
-    content = load_checkpoint(path)  # of an earlier version: names in the config's file alone
-    content["config"]["data_loader"]["args"]["class_names"] = str(tmp_path / "names.txt")
-    save_checkpoint(path, {**content, "class_names": None})
-    assert load_run(path, "cpu", data=False).loader.class_names == ["x", "y", "z"]
-    (tmp_path / "names.txt").unlink()
-    assert load_run(path, "cpu", data=False).loader.class_names == ["0", "1", "2"]
-    assert "with the names of the classes: they are called by number" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("entries", [{"class_map": [0, 1, 1]}, {"class_map": [0, 1, 3]}, {"class_names": ["ant"]}])
