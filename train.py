@@ -6,7 +6,7 @@ torchrun --nproc_per_node 4 train.py -c ...                     several processe
 """
 
 from commands.command_line import run_script
-from commands.jobs import run_train as main
+from trainer import train as main
 
 if __name__ == "__main__":
     run_script(main, __doc__)

@@ -63,25 +63,18 @@ def main(paths: list[Path]) -> dict[str, pd.DataFrame]:
 
 def summary(costs: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row a config, as text: parameters in millions; G multiply-adds of the stem, of one expert, in total."""
-    return pd.DataFrame(
-        [
-            {
-                "config": Path(path).stem.removeprefix("config_"),
-                "parameters (M)": f"{table.loc['total', 'parameters'] / 1e6:.2f}",
-                "experts": len(table) - 2,
-                **{
-                    name: f"{table.loc[row, column] / 1e9:.4f}"
-                    for name, row, column in (
-                        ("stem (G)", "stem", "MACs"),
-                        ("an expert (G)", "expert 1", "MACs"),
-                        ("MACs (G)", "total", "MACs"),
-                        ("published way (G)", "total", "published way"),
-                    )
-                },
-            }
-            for path, table in costs.items()
-        ]
-    )
+    cells = {
+        "stem (G)": ("stem", "MACs"),
+        "an expert (G)": ("expert 1", "MACs"),
+        "MACs (G)": ("total", "MACs"),
+        "published way (G)": ("total", "published way"),
+    }
+    rows = []
+    for path, table in costs.items():
+        row = {"config": Path(path).stem.removeprefix("config_")}
+        row |= {"parameters (M)": f"{table.loc['total', 'parameters'] / 1e6:.2f}", "experts": len(table) - 2}
+        rows.append(row | {name: f"{table.loc[cell] / 1e9:.4f}" for name, cell in cells.items()})
+    return pd.DataFrame(rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the scripts do: each job from plain arguments to files, a table on the console and the content of the results.
 
 Arguments that jobs share:
-    checkpoint: .pth file to evaluate, or with training to go on from.
+    checkpoint: .pth file to evaluate.
     config: what to change in the checkpoint's config: sections, or single values by path ("seed": 2).
     device: see trainer.devices.choose_device.
     output: folder for results, or None for one beside the checkpoint.
@@ -17,8 +17,8 @@ from pathlib import Path
 from data_loader.image_lists import list_folder
 from deploy.export import FORMATS as EXPORTED
 from deploy.export import check_packages, export_files
-from deploy.predicting import PredictionWriter
-from deploy.prediction_files import check_format
+from deploy.prediction_files import PredictionWriter, check_format
+from deploy.watch import watch as watch_folder
 from evaluation.adaptation import STREAM_BATCH, adapt, new_aggregator
 from evaluation.aggregators import aggregator_section, build_aggregator, wants_calibration
 from evaluation.calibration import calibration_path, save_calibration
@@ -30,7 +30,6 @@ from evaluation.results import Results
 from evaluation.results_folder import results_folder
 from report.save import save_results
 from trainer.registry import AGGREGATORS, read_config
-from trainer.training import train
 from utils import distributed
 from utils.bad_images import FILE_NAME, write_list
 from utils.errors import UserError, shown
@@ -42,17 +41,6 @@ RECOMMENDED = {"averaged_views": 4, "aggregator": {"type": "PriorAggregator", "a
 
 Config = Mapping[str, object]
 NOTHING: Config = {}
-
-
-def run_train(
-    config: Config | None = None,
-    checkpoint: Path | None = None,
-    device: str | None = None,
-    run_id: str | None = None,
-    allow_changes: bool = False,
-) -> dict:
-    """Returns the last epoch's values and the paths of the checkpoints. Arguments: see trainer.train."""
-    return train(config, resume=checkpoint, device=device, run_id=run_id, allow_changes=allow_changes)
 
 
 def run_test(checkpoint: Path, config: Config = NOTHING, device: str | None = None, output: Path | None = None) -> dict:
@@ -82,8 +70,7 @@ def run_test_train(
     calibrate_on_test: int = 0,
 ) -> dict:
     """Returns the content of results.json; `calibrate_on_test`: see LoadedRun.calibrated_on_test, 0 for none."""
-    run = told_prior(load_run(checkpoint, device, config), prior)
-    check_adaptation(run, stream, stream_batch)
+    run = about_to_adapt(load_run(checkpoint, device, config), prior, stream, stream_batch)
     if calibrate_on_test:
         if not wants_calibration(run.config):
             raise UserError(
@@ -135,7 +122,7 @@ def run_predict_folder(
     Returns:
         The content of weights.json.
     """
-    run = told_prior(recommended(load_run(checkpoint, device, config, data=False)), prior)
+    run = recommended(load_run(checkpoint, device, config, data=False))
     check_format(file_format)
     if top_k < 1:
         raise UserError(f"--top_k must be at least 1, not {top_k}.")
@@ -145,7 +132,7 @@ def run_predict_folder(
         raise UserError(f"There is no folder {state.parent} for --state: create it first.")
     if watch and distributed.world_size() > 1:
         raise UserError("--watch works in one process: start it without torchrun.")
-    check_adaptation(run, stream or watch or state is not None, stream_batch)
+    run = about_to_adapt(run, prior, stream or watch or state is not None, stream_batch)
     follower = PredictionStream(run, state=state) if state else None
     listed = None if watch else list_folder(images)
     with results_folder(checkpoint, "predict", output) as folder:
@@ -153,7 +140,7 @@ def run_predict_folder(
         if listed is None:
             keeps = AGGREGATORS[aggregator_section(run.config)["type"]].learned is not None
             follower = follower or PredictionStream(run, state=folder / "stream.state" if keeps else None)
-            return writer.watch(follower, stream_batch, poll)
+            return watch_folder(writer, follower, stream_batch, poll)
         if follower:
             predictions = follower.predict(listed, stream_batch if stream else None)
         else:
@@ -164,12 +151,16 @@ def run_predict_folder(
         return record
 
 
-def check_adaptation(run: LoadedRun, stream: bool, stream_batch: int) -> None:
-    """Raise UserError for what adaptation will refuse, before a folder for its results is made.
+def about_to_adapt(run: LoadedRun, prior: str | None, stream: bool, stream_batch: int) -> LoadedRun:
+    """The run, with a known test prior if there is one.
 
-    No calibration is looked for yet: that may take a pass of the network.
+    Raises:
+        UserError: adaptation will refuse it. Said before a folder for results is made, and before a calibration is
+            looked for, which may take a pass of the network.
     """
+    run = run if prior is None else with_prior(run, prior)
     new_aggregator(run, partial(build_aggregator, run.config), stream, stream_batch)
+    return run
 
 
 def run_calibrate(
@@ -224,8 +215,3 @@ def recommended(run: LoadedRun) -> LoadedRun:
     if "aggregator" in run.config:
         return run
     return replace(run, config=read_config({**RECOMMENDED, **run.config.config}))
-
-
-def told_prior(run: LoadedRun, prior: str | None) -> LoadedRun:
-    """`with_prior`, where there is one."""
-    return run if prior is None else with_prior(run, prior)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commands.command_line import parse
-from commands.jobs import run_test_all, run_test_train, run_train
+from commands.jobs import run_test_all, run_test_train
 from comparison.tables import display_name
 from evaluation.results_folder import results_dir
 from trainer.registry import COMPONENTS, read_config
 from trainer.schedule import moved_schedule
+from trainer.training import train as run_training
 from utils.errors import UserError, unknown
 from utils.files import make_folder, write_atomically
 from utils.parse_config import ConfigParser, merge, parameters_of, parse_assignment, read_json
@@ -161,7 +162,7 @@ def plan_run(
     words += ["--epochs", epochs] if epochs else []
     training = [text for text, key in section.items() if key not in ("averaged_views", "aggregator")]
     train = command("train.py", *words, given=training)
-    config = read_config(parse(run_train, "", train[2:])["config"], training=True)
+    config = read_config(parse(run_training, "", train[2:])["config"], training=True)
     config.build("trainer")
     own = config["data_loader"]["type"] == "ListDataLoader"
     suffix = "imagenet" if own else SCRIPTS.get(data.split("_")[0], "cifar")

@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,43 @@ from torch import Tensor, nn
 from deploy.model_card import figures_of, model_card
 from evaluation.loaded_run import LoadedRun
 from utils.checkpoint import load_checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, need
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 #: What an exported network's logits may differ by from the checkpoint's, for logits with a standard deviation of 1 or
 #: less; rounding is a tenth of it.
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 7)
+
+
+class Format(NamedTuple):
+    """Its file, what it is, and the packages of the extra "export" that it needs."""
+
+    file: str
+    description: str
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "onnx": Format("network.onnx", "the network, for onnxruntime and others", ("onnx", "onnxscript")),
+    "torch": Format("network.pt2", "the same for `torch.export.load`"),
+    "safetensors": Format(
+        "model.safetensors", "the weights, for the network class of the training code", ("safetensors",)
+    ),
+}
+
+
+def check_packages(formats: Sequence[str]) -> None:
+    """See that formats can be written, before anything is computed.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    for name in formats:
+        for package in FORMATS[name].packages:
+            need(package, f"The format {name}", "export", "leave it out of --formats")
 
 
 class Deployed(nn.Module):
@@ -61,85 +93,71 @@ class Exporter:
                 f"{type(loader).__name__} does not say how it normalizes images: give it attributes mean and std, in "
                 "0..1 for each channel."
             )
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # else it remarks on its own insides
         self.run = run
         self.network = Deployed(run.inference_network, loader.mean, loader.std).eval()
-        self.image_size = loader.image_size
-        self._program: Any = None
 
     def images(self, count: int) -> Tensor:
         """Random images, the same every time, [count, 3, S, S] in 0..1."""
-        generator = torch.Generator().manual_seed(count)
-        return torch.rand(count, 3, self.image_size, self.image_size, generator=generator)
+        size = self.run.loader.image_size
+        return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
-    @property
-    def program(self) -> Any:
-        """The traced network, for any number of images: a torch.export.ExportedProgram."""
-        if self._program is None:
-            from torch.export import Dim, export  # slow to import
+    @cached_property
+    def program(self) -> "ExportedProgram":
+        """The traced network, for any number of images."""
+        from torch.export import Dim, export
 
-            with quiet():
-                shapes = {"images": {0: Dim("batch", min=1)}}
-                self._program = export(self.network, (self.images(2),), dynamic_shapes=shapes)
-        return self._program
+        return export(self.network, (self.images(2),), dynamic_shapes={"images": {0: Dim("batch", min=1)}})
 
-    def onnx(self) -> bytes:
-        """ONNX: input "images" [batch, 3, S, S] float32, output "logits" [batch, E, C]."""
-        with quiet():
-            exported = torch.onnx.export(
-                self.program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
-            )
-        assert exported is not None
-        proto = exported.model_proto
-        graph = proto.graph
-        symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param == symbol:
-                    dim.dim_param = "batch"
-        content: bytes = proto.SerializeToString()
-        return content
+    def write(self, name: str) -> bytes:
+        """The content of a format's file.
 
-    def torch_program(self) -> bytes:
-        """The same as torch.export.save writes it."""
-        buffer = io.BytesIO()
-        with quiet():
+        Args:
+            name: "onnx" for input "images" [batch, 3, S, S] float32 and output "logits" [batch, E, C]; "torch" for the
+                same as torch.export.save writes it; "safetensors" for the checkpoint's weights by their own names.
+        """
+        if name == "safetensors":
+            from safetensors.torch import save
+
+            state = load_checkpoint(self.run.checkpoint.path)["model"]
+            metadata = {"format": "pt", "arch": json.dumps(self.run.config["arch"])}
+            return bytes(save({key: tensor.clone().contiguous() for key, tensor in state.items()}, metadata))
+        with warnings.catch_warnings(action="ignore"):
+            if name == "onnx":
+                exported = torch.onnx.export(
+                    self.program,
+                    input_names=["images"],
+                    output_names=["logits"],
+                    dynamic_shapes={"images": {0: "batch"}},
+                    dynamo=True,
+                    verbose=False,
+                )
+                assert exported is not None
+                return bytes(exported.model_proto.SerializeToString())
+            buffer = io.BytesIO()
             torch.export.save(self.program, buffer)
-        return buffer.getvalue()
-
-    def safetensors(self) -> bytes:
-        """The checkpoint's own weights, by the names of this project's network."""
-        import safetensors.torch
-
-        state = load_checkpoint(self.run.checkpoint.path)["model"]
-        metadata = {"format": "pt", "arch": json.dumps(self.run.config["arch"])}
-        content: bytes = safetensors.torch.save({name: t.clone().contiguous() for name, t in state.items()}, metadata)
-        return content
-
-    def differences(self, run_exported: Callable[[Tensor], Tensor]) -> float:
-        """Largest difference of logits between an exported network and the checkpoint's, over random images."""
-        largest = 0.0
-        for count in CHECKED_BATCHES:
-            images = self.images(count)
-            with torch.no_grad():
-                largest = max(largest, float((run_exported(images) - self.network(images)).abs().max()))
-        return largest
+            return buffer.getvalue()
 
     def check(self, name: str, content: bytes) -> float | None:
-        """The largest difference of an exported network's logits, if it can be run here; None if not.
+        """The largest difference of an exported network's logits over random images, if it can be run here.
 
         Raises:
             UserError: it is larger than TOLERANCE.
         """
-        difference = None
+        run_exported = None
         if name == "onnx":
             with contextlib.suppress(ImportError):
-                difference = self.differences(onnx_runner(content))
+                run_exported = onnx_runner(content)
         elif name == "torch":
-            with quiet():
-                difference = self.differences(torch.export.load(io.BytesIO(content)).module())
+            run_exported = torch.export.load(io.BytesIO(content)).module()
+        if run_exported is None:
+            return None
+        difference = 0.0
         with torch.no_grad():
-            spread = float(self.network(self.images(max(CHECKED_BATCHES))).std())
-        if difference is not None and not difference <= TOLERANCE * max(1.0, spread):
+            for count in CHECKED_BATCHES:
+                logits = self.network(self.images(count))
+                difference = max(difference, float((run_exported(self.images(count)) - logits).abs().max()))
+        if not difference <= TOLERANCE * max(1.0, float(logits.std())):
             raise UserError(
                 f"The logits of the exported network ({name}) differ by {difference:.1e} from the checkpoint's: "
                 "nothing was written; leave this format out of --formats."
@@ -159,50 +177,19 @@ def onnx_runner(content: bytes) -> Callable[[Tensor], Tensor]:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-#: Format -> (file, method of Exporter, packages of the extra "export" that it needs).
-FORMATS: dict[str, tuple[str, Callable[[Exporter], bytes], tuple[str, ...]]] = {
-    "onnx": ("network.onnx", Exporter.onnx, ("onnx", "onnxscript")),
-    "torch": ("network.pt2", Exporter.torch_program, ()),
-    "safetensors": ("model.safetensors", Exporter.safetensors, ("safetensors",)),
-}
-
-DESCRIPTIONS = {
-    "onnx": "the network, for onnxruntime and others",
-    "torch": "the same for `torch.export.load`",
-    "safetensors": "the weights, for the network class of the training code",
-}
-
-
-def check_packages(formats: Sequence[str]) -> None:
-    """See that formats can be written, before anything is computed.
-
-    Raises:
-        UserError: a package is missing.
-    """
-    for name in formats:
-        for module in FORMATS[name][2]:
-            try:
-                __import__(module)
-            except ImportError as error:
-                raise UserError(
-                    f'The format {name} needs {module}, which is not installed: pip install ".[export]" in the '
-                    "checkout, or leave it out of --formats."
-                ) from error
-
-
 def export_files(run: LoadedRun, formats: Sequence[str]) -> tuple[dict[str, bytes], dict, dict[str, float | None]]:
     """The network in some formats, priors.json and a model card.
 
     Returns:
         File name -> content, in the order in which they are written; the content of priors.json; format -> largest
-        difference of logits, None where it could not be measured here.
+        difference of logits, None if it cannot be run here.
     """
     exporter, written, descriptions, differences = Exporter(run), {}, {}, {}
     for name in formats:
-        file, write, _ = FORMATS[name]
-        written[file] = write(exporter)
+        file, description, _ = FORMATS[name]
+        written[file] = exporter.write(name)
         differences[name] = exporter.check(name, written[file])
-        descriptions[file] = f"{DESCRIPTIONS[name]}, {len(written[file]) / 1e6:.1f} MB"
+        descriptions[file] = f"{description}, {len(written[file]) / 1e6:.1f} MB"
     priors = priors_record(run)
     descriptions["priors.json"] = "class names and counts, log priors, calibration: what `tade` needs"
     config = load_checkpoint(run.checkpoint.path).get("config") or run.config.config
@@ -232,17 +219,3 @@ def priors_record(run: LoadedRun) -> dict[str, Any]:
         "normalization_inside": {"mean": list(loader.mean), "std": list(loader.std)},
         "checkpoint": run.checkpoint.to_json(),
     }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the remarks of torch's exporters on their own insides."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

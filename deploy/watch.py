@@ -2,20 +2,19 @@
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data_loader.image_folders import scan_folder
 from data_loader.image_lists import ImageList, decode
-from deploy.prediction_files import readable
+from deploy.prediction_files import PredictionWriter, paths_in, readable
 from evaluation.prediction import PredictionStream
-from evaluation.results import Predictions
 from utils.bad_images import reason_of
 from utils.errors import UserError
+from utils.files import make_folder
 from utils.logger import get_logger
-
-Found = tuple[int, int]
-"""Size in bytes and time of the last change of a file."""
+from utils.signals import StopSignals
 
 
 class Inbox:
@@ -29,8 +28,9 @@ class Inbox:
     def __init__(self, folder: Path, done: set[str]):
         self.folder = folder
         self.done = done
-        self.before: dict[str, Found] = {}
-        self.bad: dict[str, Found] = {}
+        #: Path -> size in bytes and time of the last change: of all files at the last poll, and of those of no use.
+        self.before: dict[str, tuple[int, int]] = {}
+        self.bad: dict[str, tuple[int, int]] = {}
 
     def poll(self) -> list[str]:
         """The new files that are not empty and have not changed since the last poll, in order of their paths.
@@ -67,33 +67,40 @@ class Inbox:
         return good
 
 
-def watch(
-    stream: PredictionStream,
-    inbox: Inbox,
-    keep: Callable[[Predictions], None],
-    batch_size: int,
-    seconds: float,
-    stop: threading.Event,
-) -> None:
-    """Predict new files batch by batch; between two batches nothing is unwritten.
+def watch(writer: PredictionWriter, stream: PredictionStream, batch_size: int, seconds: float) -> dict[str, Any]:
+    """Predict the images that appear in a folder batch by batch, until a signal asks to stop.
+
+    Writes predictions/000001.csv, ... in the folder of results, one a batch, and after each batch class_mix.csv and
+    weights.json of all images so far, and the state: between two batches nothing is unwritten. Images that have
+    predictions there are not predicted again.
 
     Args:
+        writer: knows the folders.
         stream: predicts, and keeps what it learns.
-        inbox: where files appear.
-        keep: writes the predictions of a batch.
         batch_size: images that are predicted together, at most.
         seconds: between two looks at the folder.
-        stop: ends it, after the batch at hand.
+
+    Returns:
+        The content of weights.json; of a run without an image an empty one.
 
     Raises:
         UserError: the folder is gone, or something cannot be written.
     """
-    while not stop.is_set():
-        names = inbox.poll()
-        for start in range(0, len(names), batch_size):
-            if stop.is_set():
-                return
-            if good := inbox.take(names[start : start + batch_size]):
-                keep(stream.predict(ImageList.of(inbox.folder, good)))
-                stream.save()
-        stop.wait(seconds)
+    make_folder(writer.tables)
+    inbox, stop, record = Inbox(writer.images, paths_in(writer.tables)), threading.Event(), {}
+    get_logger().info(
+        f"Watching {writer.images}: {len(inbox.done)} images there have predictions already, and {stream.images} were "
+        "learned from. Ctrl-C or SIGTERM ends it."
+    )
+    with StopSignals(lambda _: stop.set()):
+        while not stop.is_set():
+            names = inbox.poll()
+            for start in range(0, len(names), batch_size):
+                if stop.is_set():
+                    break
+                if good := inbox.take(names[start : start + batch_size]):
+                    record = writer.save_batch(stream.predict(ImageList.of(inbox.folder, good)), stream)
+                    stream.save()
+            stop.wait(seconds)
+    get_logger().info(f"Stopped after {stream.images} images; everything is written: {writer.folder}")
+    return record

@@ -13,13 +13,12 @@ from torch import nn
 import base.base_trainer
 from base.base_trainer import BaseTrainer
 from commands.command_line import parse
-from commands.jobs import run_train
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from evaluation import load_run, predict
 from evaluation.adaptation import fit_all
 from evaluation.results import Predictions
 from tade import Aggregator
-from trainer import trainer
+from trainer import train, trainer
 from trainer.devices import device_name
 from trainer.options import TrainerOptions
 from trainer.schedule import CustomLR
@@ -130,10 +129,10 @@ def test_weights_precision_and_compile_reach_the_training(tmp_path, monkeypatch)
     config_file.write_text(json.dumps(config))
     arguments = ["-c", str(config_file), "--lr", "0", "--save_dir", str(tmp_path)]
     start = load_checkpoint(run["last"])["model"]["backbone.conv1.weight"]
-    plain = script("train").main(**parse(run_train, "", [*arguments, "--run_id", "plain"]))
+    plain = script("train").main(**parse(train, "", [*arguments, "--run_id", "plain"]))
     assert torch.equal(load_checkpoint(plain["last"])["model"]["backbone.conv1.weight"], start) and not compiled
     other = script("train").main(
-        **parse(run_train, "", [*arguments, "--run_id", "bf16", "--precision", "bf16", "--compile"])
+        **parse(train, "", [*arguments, "--run_id", "bf16", "--precision", "bf16", "--compile"])
     )
     assert compiled == ["cpu"] and other["loss"] != plain["loss"]
     assert other["loss"] == pytest.approx(plain["loss"], rel=0.1)

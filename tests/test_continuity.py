@@ -9,7 +9,6 @@ import torch
 from conftest import script, start_small_run
 
 from commands.command_line import parse
-from commands.jobs import run_train
 from data_loader.data_loaders import ImbalanceDigitsDataLoader
 from data_loader.image_lists import ImageList
 from evaluation import load_run
@@ -58,9 +57,9 @@ def test_five_differences_are_named_and_the_rest_counted(monkeypatch):
 
 def test_allowed_changes_are_said_and_taken(started, capsys):
     arguments = ["-r", str(started["last"]), "--seed", "99", "--epochs", "2", "--allow_changes"]
-    options = parse(run_train, "", arguments)
-    assert options["allow_changes"] and not parse(run_train, "", arguments[:-1])["allow_changes"]
-    results = run_train(**options)
+    options = parse(train, "", arguments)
+    assert options["allow_changes"] and not parse(train, "", arguments[:-1])["allow_changes"]
+    results = train(**options)
     assert results["epoch"] == 2 and "Going on otherwise than" in capsys.readouterr().out
     assert load_checkpoint(results["last"])["config"]["seed"] == 99
 

@@ -204,7 +204,7 @@ def test_the_card_names_ten_classes_and_counts_up_to_200(exported):
 def test_missing_packages_are_one_sentence(monkeypatch, checkpoint, tmp_path):
     for name, module in (("onnx", "onnxscript"), ("safetensors", "safetensors")):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(UserError, match=f"The format {name} needs {module}, .*pip install .*or leave it out"):
+        with pytest.raises(UserError, match=f"The format {name} needs the package {module}, .*or leave it out"):
             script("export").main(checkpoint=checkpoint, output=tmp_path / "out", formats=[name])
         monkeypatch.undo()
     check_packages(["torch"])

@@ -23,11 +23,11 @@ from test_choices import Scripted
 
 from commands.command_line import parse
 from commands.convert_checkpoint import describe
-from commands.jobs import run_train
 from commands.make_data_txt import from_folder
 from data_loader.data_loaders import ListDataLoader
 from data_loader.image_folders import image_suffixes, is_leftover
 from data_loader.image_lists import ImageList
+from trainer import train
 from trainer.registry import read_config
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
@@ -129,7 +129,7 @@ def test_assignments(path, value):
     arguments = ["-c", str(ROOT / "configs" / "config_digits_tade.json"), f"--set={text}"]
     try:
         parse_assignment(text)
-        read_config(parse(run_train, "", arguments)["config"], training=True)
+        read_config(parse(train, "", arguments)["config"], training=True)
     except UserError as error:
         one_sentence(error)
 

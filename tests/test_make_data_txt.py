@@ -14,10 +14,10 @@ from PIL import Image
 
 from commands import make_data_txt
 from commands.command_line import parse
-from commands.jobs import run_train
 from commands.make_data_txt import main
 from data_loader.class_profiles import distribution_counts
 from data_loader.image_lists import ImageList
+from trainer import train
 from trainer.build import build_loader
 from trainer.registry import read_config
 from utils.errors import UserError
@@ -265,7 +265,7 @@ def test_the_printed_command_line_is_the_config(tmp_path, capsys):
     command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("python train.py"))
     program, name, *words = shlex.split(command)
     assert (program, name) == ("python", "train.py")
-    options = parse(run_train, "", [str(ROOT / word) if word.startswith("configs/") else word for word in words])
+    options = parse(train, "", [str(ROOT / word) if word.startswith("configs/") else word for word in words])
     loader = build_loader(read_config(options["config"], training=True), torch.device("cpu"))
     assert loader.class_names == ["a", "b"] and loader.cls_num_list == [1, 1] and options["run_id"] == "first"
     assert loader.has_held_out_validation

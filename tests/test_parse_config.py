@@ -6,9 +6,10 @@ import torch
 from conftest import ROOT
 
 from commands.command_line import parse
-from commands.jobs import RECOMMENDED, run_train
+from commands.jobs import RECOMMENDED
 from data_loader.data_loaders import ListDataLoader
 from evaluation.aggregators import build_aggregator
+from trainer import train
 from trainer.build import build_loss, build_network, parameter_groups
 from trainer.registry import COMPONENTS, read_config
 from utils.errors import UserError
@@ -137,7 +138,7 @@ def test_flags_and_assignments_override_the_file():
     path = str(ROOT / "configs" / TADE)
     flags = "--lr 0.05 --bs 64 --epochs 30 --num_experts 4 --name mine --save_period 7 --seed 3 --step1 24 -d cpu"
     assigned = "--imb_factor 0.1 --compile --set loss;args;tau=1.5 --set trainer;monitor=off"
-    options = parse(run_train, "", ["-c", path, *flags.split(), *assigned.split()])
+    options = parse(train, "", ["-c", path, *flags.split(), *assigned.split()])
     config = read_config(options["config"], training=True)
     assert config["optimizer"]["args"]["lr"] == 0.05 and config["data_loader"]["args"]["batch_size"] == 64
     assert config["trainer"] == {

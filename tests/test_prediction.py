@@ -9,11 +9,9 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT
@@ -23,7 +21,7 @@ import evaluation
 from commands.command_line import parse
 from commands.jobs import RECOMMENDED, run_export, run_predict_folder, run_test_all, run_test_train
 from data_loader.image_lists import ImageList
-from deploy.prediction_files import FORMATS, paths_in
+from deploy.prediction_files import FORMATS, PredictionWriter, paths_in, table_file
 from deploy.watch import Inbox, watch
 from evaluation import predict_stream
 from evaluation.loaded_run import load_run
@@ -191,42 +189,23 @@ def test_the_class_mix():
     assert predictions(learning={"prior": [0.1, 0.2, 0.7]}).class_mix()["estimated_share"].tolist() == [0.1, 0.2, 0.7]
 
 
-def test_csv_has_four_decimals():
-    table = predictions().table()[["path", "probability"]]
-    assert FORMATS["csv"](table) == b"path,probability\na.png,0.5000\nb.png,0.7000\n"
-
-
 TEST_TIME = ROOT / "configs" / "test_time_digits_tade.json"
 READERS = {"csv": pd.read_csv, "parquet": pd.read_parquet, "jsonl": lambda path: pd.read_json(path, lines=True)}
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_every_format_says_the_same(tmp_path, name):
-    odd = predictions(names=["caf\udce9.png", 'a,"b".png'])
-    (tmp_path / f"1.{name}").write_bytes(FORMATS[name](odd.table()))
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_says_the_same(tmp_path, kind):
+    odd, table = predictions(names=["caf\udce9.png", 'a,"b".png']), predictions().table()
+    (tmp_path / f"1.{kind}").write_bytes(table_file(odd.table(), kind))
+    for name in (f".1.{kind}", "notes.txt", ".hidden"):  # no tables
+        (tmp_path / name).write_text("a,b\n")
     assert paths_in(tmp_path) == {"caf\\udce9.png", 'a,"b".png'}
-    table = predictions().table()
-    (tmp_path / f"2.{name}").write_bytes(FORMATS[name](table))
-    read = READERS[name](tmp_path / f"2.{name}")
+    (tmp_path / f"2.{kind}").write_bytes(table_file(table, kind))
+    read = READERS[kind](tmp_path / f"2.{kind}")
     assert list(read) == list(table) and read["class"].tolist() == ["ant", "cat"]
     assert np.allclose(read["probability"], table["probability"], atol=5e-5)
-
-
-def test_parquet_has_the_columns_of_the_table_and_no_other(tmp_path):
-    (tmp_path / "1.parquet").write_bytes(FORMATS["parquet"](predictions().table()))
-    assert pyarrow.parquet.read_schema(tmp_path / "1.parquet").names == list(predictions().table())
-
-
-def test_hidden_and_other_files_are_no_tables(tmp_path):
-    (tmp_path / "1.csv").write_bytes(FORMATS["csv"](predictions().table()))
-    for name in (".1.csv", "notes.txt", ".hidden"):
-        (tmp_path / name).write_text("a,b\n")
-    assert paths_in(tmp_path) == {"a.png", "b.png"}
-
-
-def test_a_file_that_is_no_table_is_refused(tmp_path):
-    (tmp_path / "1.csv").write_text("a,b\n")
-    with pytest.raises(UserError, match="1.csv is no table of predictions"):
+    (tmp_path / f"2.{kind}").write_text("a,b\n")
+    with pytest.raises(UserError, match=f"2.{kind} is no table of predictions"):
         paths_in(tmp_path)
 
 
@@ -435,20 +414,6 @@ def test_an_inbox_gives_each_file_once_and_whole(photos, tmp_path):
         inbox.poll()
 
 
-def test_new_files_are_predicted_in_batches():
-    stop, taken, events = threading.Event(), [], []
-    inbox = SimpleNamespace(folder=Path(), poll=lambda: list("abcde"), take=lambda names: taken.append(names) or names)
-    stream = SimpleNamespace(predict=lambda images: events.append("predicted"), save=lambda: events.append("saved"))
-
-    def keep(_: None) -> None:
-        events.append("kept")
-        if len(taken) == 3:
-            stop.set()
-
-    watch(stream, inbox, keep, 2, 0, stop)
-    assert taken == [["a", "b"], ["c", "d"], ["e"]] and events == ["predicted", "kept", "saved"] * 3
-
-
 def test_watching_a_folder_until_told_to_stop(named, photos, tmp_path, capsys):
     """Images come while it runs; a second run goes on where the first one was stopped."""
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -494,32 +459,27 @@ def test_watching_a_folder_until_told_to_stop(named, photos, tmp_path, capsys):
 
 def test_nothing_is_left_unwritten_when_a_batch_fails(run, photos, tmp_path):
     """A disk that is full ends it with one sentence, and the state stays that of the last batch that was written."""
-    inbox, stop, kept = Inbox(photos, set()), threading.Event(), []
 
-    def keep(predictions: Predictions) -> None:
-        if kept:
-            raise UserError("The disk is full.")
-        kept.append(predictions)
+    class Full(PredictionWriter):
+        def save_batch(self, predictions, stream):
+            if list(self.tables.iterdir()):
+                raise UserError("The disk is full.")
+            return super().save_batch(predictions, stream)
 
-    inbox.poll()
-    stream = PredictionStream(run, PriorAggregator, tmp_path / "state")
     with pytest.raises(UserError, match="The disk is full"):
-        watch(stream, inbox, keep, 20, 0.01, stop)
-    assert PredictionStream(run, PriorAggregator, tmp_path / "state").images == 20 == len(kept[0].names)
-    stop.set()
-    watch(stream, inbox, keep, 20, 0.01, stop)
+        watch(Full(run, photos, tmp_path), PredictionStream(run, PriorAggregator, tmp_path / "state"), 20, 0.01)
+    stream = PredictionStream(run, PriorAggregator, tmp_path / "state")
+    assert stream.images == len(paths_in(tmp_path / "predictions")) == 20
 
 
 def test_a_stop_ends_it_between_two_batches(run, photos, tmp_path):
-    inbox, stop, kept = Inbox(photos, set()), threading.Event(), []
+    class Stopped(PredictionWriter):
+        def save_batch(self, predictions, stream):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().save_batch(predictions, stream)
 
-    def keep(predictions: Predictions) -> None:
-        kept.append(predictions)
-        stop.set()
-
-    inbox.poll()
-    watch(PredictionStream(run, PriorAggregator), inbox, keep, 20, 0.01, stop)
-    assert len(kept) == 1
+    watch(Stopped(run, photos, tmp_path), PredictionStream(run, PriorAggregator), 20, 0.01)
+    assert len(paths_in(tmp_path / "predictions")) == 20
 
 
 def test_watching_takes_one_process(named, photos, tmp_path, monkeypatch):

@@ -7,12 +7,13 @@ import torch
 from conftest import ROOT, script
 
 from commands.command_line import parse
-from commands.jobs import run_test_train, run_train
+from commands.jobs import run_test_train
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from data_loader.data_loaders import ImbalanceCIFAR100DataLoader
 from data_loader.datasets import ImageSet
 from evaluation import adapt, load_run
 from evaluation.aggregators import build_aggregator
+from trainer import train
 from trainer.build import parameter_groups
 from trainer.registry import COMPONENTS, read_config
 from utils.errors import UserError
@@ -95,7 +96,7 @@ def test_they_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(COMPONENTS["data_loader"], "ImbalanceCIFAR100DataLoader", SmallCIFAR100)
     config, test_time = (SHAPES / f"{kind}_cifar100_ir10_tade.json" for kind in ("config", "test_time"))
     flags = ["--epochs", "1", "--save_dir", str(tmp_path), "--run_id", "one"]
-    trained = script("train").main(**parse(run_train, "", ["-c", str(config), *flags]))
+    trained = script("train").main(**parse(train, "", ["-c", str(config), *flags]))
     printed = capsys.readouterr().out
     assert trained["epoch"] == 1 and printed.count("Without effect here") == 1
     assert f"Done. Last epoch: {trained['last']}, best: {trained['best']}" in printed

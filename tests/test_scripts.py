@@ -13,7 +13,6 @@ from conftest import ROOT, call_script, run_script, script
 
 from commands.command_line import parse
 from commands.command_line import run_script as run_as_script
-from commands.jobs import run_train
 from data_loader.class_profiles import CIFAR_DISTRIBUTIONS
 from trainer import train
 from trainer.registry import read_config
@@ -96,7 +95,7 @@ def test_averaged_views_by_a_flag(digits_run, tmp_path):
     for name, entry in learned["distributions"].items():
         assert entry["equal_weights_top1"] == pytest.approx(written["distributions"][name]["top1"], abs=0.5)
     with pytest.raises(SystemExit):
-        parse(run_train, "", ["-c", "any.json", "--averaged_views", "2"])
+        parse(train, "", ["-c", "any.json", "--averaged_views", "2"])
 
 
 def test_averaged_views_of_a_training_config_count_in_testing(digits_config, tmp_path):

@@ -1,5 +1,6 @@
 """Errors that are the caller's to mend, each one sentence that says what to do."""
 
+import importlib
 import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -87,3 +88,14 @@ def nearest_path(path: Path) -> str:
         return ""
     nearest = get_close_matches(missing.name.casefold(), names, n=1)
     return f"did you mean {there / names[nearest[0]] / path.relative_to(missing)}? " if nearest else ""
+
+
+def need(package: str, what: str, extra: str, otherwise: str) -> None:
+    """Raise UserError if a package of an extra of pyproject.toml is not installed, before anything is computed."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f'{what} needs the package {package}, which is not installed: pip install ".[{extra}]" in the checkout, '
+            f"or {otherwise}."
+        ) from error
