@@ -190,7 +190,7 @@ def test_the_device_on_record():
 
 def test_predictions_name_the_most_probable_class(trained_digits):
     scores = torch.log_softmax(torch.tensor([[0.0, 1, 2], [5, 1, 1], [0, 9, 1]]), dim=1)
-    table = Predictions(["a", "b", "c"], scores, ["x", "y", "z"], {}, None).table()
+    table = Predictions(["a", "b", "c"], scores, ["x", "y", "z"], {}, None, scores.max(dim=1)[::-1], [1] * 3).table()
     assert table["class"].tolist() == ["z", "x", "y"] and table["probability"][1] == pytest.approx(0.9647, abs=1e-3)
     run = load_run(trained_digits)
     predicted = predict(run, run.loader.test.images).table()["class"].astype(int)

@@ -558,7 +558,9 @@ def test_names_that_are_no_utf8(folder, tmp_path):
     ((batch, _),) = make(folder).read(tmp_path).batches()
     assert len(batch) == 1
     run = types.SimpleNamespace(path="last.pth", sha256="", epoch=1, selected_by="")
-    predictions = Predictions(images.names(), torch.zeros(1, 2), ["a", "b"], {}, run)
+    predictions = Predictions(
+        images.names(), torch.zeros(1, 2), ["a", "b"], {}, run, torch.zeros(2, 1, dtype=torch.int64), [1, 1]
+    )
     assert os.fsencode(predictions.table().to_csv(index=False)).splitlines()[1].startswith(b"caf\xe9 \xff.png,")
 
 

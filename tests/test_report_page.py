@@ -63,7 +63,9 @@ def made_prediction() -> bytes:
     scores: Tensor = torch.log_softmax(3 * torch.randn(90, 20, generator=generator), dim=1)
     names = [f"folder/{EVIL}_{n}.png" for n in range(90)]
     classes = [EVIL, *(f"class {c}" for c in range(1, 20))]
-    predictions = Predictions(names, scores, classes, {"prior": [0.05] * 20}, CHECKPOINT)
+    predictions = Predictions(
+        names, scores, classes, {"prior": [0.05] * 20}, CHECKPOINT, scores.max(dim=1)[::-1], [1] * 20
+    )
     record = {
         "images": 90,
         "folder": "images",
@@ -272,7 +274,9 @@ def test_a_chart_in_a_file_is_xml_whatever_the_classes_are_called():
 
 def test_the_figures_of_a_prediction_by_hand():
     scores = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.4, 0.3, 0.3]]))
-    predictions = Predictions(["x.png", "y.png", "z.png"], scores, ["ant", "bee", "cat"], {}, CHECKPOINT)
+    predictions = Predictions(
+        ["x.png", "y.png", "z.png"], scores, ["ant", "bee", "cat"], {}, CHECKPOINT, scores.max(dim=1)[::-1], [6, 3, 1]
+    )
     record = {"images": 3, "folder": "in", "checkpoint": CHECKPOINT.to_json(), "weights": [0.25, None]}
     record["aggregator"] = {"type": "StabilityAggregator", "args": {}}
 
