@@ -1,5 +1,4 @@
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,45 +24,40 @@ def config() -> dict:
     return read_json(ROOT / "configs" / TADE)
 
 
+@pytest.fixture(scope="module")
+def stepped() -> set:
+    """What has trained a step already: configs of a data set's imbalance ratios differ in nothing that counts here."""
+    return set()
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_builds_what_it_names_and_trains_a_step(path):
+def test_every_config_builds_what_it_names_and_trains_a_step(path, stepped):
     config = read_config(read_json(path))
-    if "data_loader" not in config:
-        counts = []
-    elif issubclass(COMPONENTS["data_loader"][config["data_loader"]["type"]], ListDataLoader):
-        counts = [9] * config.get("arch", {"args": {"num_classes": 2}})["args"]["num_classes"]  # its lists are not here
-    else:
-        counts = config.build("data_loader").cls_num_list
-    if "arch" in config:
-        network = build_network(config, len(counts), torch.device("cpu"))
-        criterion = build_loss(config, counts)
-        optimizer = config.build("optimizer", parameter_groups(config, network))
-        config.build("lr_scheduler", optimizer)
-        config.build("trainer")
-        size = 32 if config["arch"]["type"] == "ResNet32Model" else 64
-        criterion(network(torch.randn(2, 3, size, size)), torch.tensor([0, len(counts) - 1])).backward()
-        assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in network.parameters())
-        before = network.backbone.conv1.weight.detach().clone()
-        optimizer.step()
-        assert not torch.equal(before, network.backbone.conv1.weight)
-    else:
+    if "arch" not in config:
         assert "data_loader" not in config  # the checkpoint's counts
         build_aggregator(config, torch.zeros(3, 5), torch.zeros(5))
+        return
+    if issubclass(COMPONENTS["data_loader"][config["data_loader"]["type"]], ListDataLoader):
+        counts = [9] * config["arch"]["args"]["num_classes"]  # its lists are not here
+    else:
+        counts = config.build("data_loader").cls_num_list
+    network, criterion = build_network(config, len(counts), torch.device("cpu")), build_loss(config, counts)
+    optimizer = config.build("optimizer", parameter_groups(config, network))
+    config.build("lr_scheduler", optimizer)
+    config.build("trainer")
+    kind = f"{config['arch']} {config['loss']}"
+    if kind in stepped:
+        return
+    stepped.add(kind)
+    size = 32 if config["arch"]["type"] == "ResNet32Model" else 64
+    criterion(network(torch.randn(2, 3, size, size)), torch.tensor([0, len(counts) - 1])).backward()
+    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in network.parameters())
+    before = network.backbone.conv1.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(before, network.backbone.conv1.weight)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        "cifar100_ir100",
-        "cifar100_ir50",
-        "cifar100_ir10",
-        "cifar10_ir100",
-        "cifar10_ir10",
-        "imagenet_lt_resnext50",
-        "iNaturalist_resnet50",
-        "places_lt_resnet152",
-    ],
-)
+@pytest.mark.parametrize("data", sorted(path.stem[7:-8] for path in CONFIGS if path.stem.endswith("_softmax")))
 def test_methods_share_data_and_network_family(data):
     tade, ride, softmax = (read_json(ROOT / "configs" / f"config_{data}_{m}.json") for m in ("tade", "ride", "softmax"))
     assert tade["data_loader"]["type"] == ride["data_loader"]["type"] == softmax["data_loader"]["type"]
@@ -81,14 +75,12 @@ def test_methods_share_data_and_network_family(data):
         ("arch;type", "ResNet322Model", 'type in config section "arch" "ResNet322Model": did you mean "ResNet32Model"'),
         ("arch;args;num_expert", 3, 'did you mean "num_experts"'),
         ("arch;arguments", {}, 'key in config section "arch" "arguments"'),
-        ("loss;type", "DiverseExpertsLoss", 'did you mean "DiverseExpertLoss"'),
         ("loss;args;lambda", 2, 'argument of DiverseExpertLoss in config section "loss" "lambda"'),
         ("loss;args;tau", "two", '"tau" in loss.DiverseExpertLoss must be of type float, not "two"'),
-        ("data_loader;args;imb_ratio", 100, 'did you mean "imb_factor"'),
+        ("trainer;type", "Trainr", 'type in config section "trainer" "Trainr": did you mean "Trainer"'),
+        ("averaged_views", 10**9, "averaged_views must be at most 10000"),
         ("data_loader;args;batch_size", 12.5, '"batch_size" in data_loader.* must be of type int'),
         ("optimizer;args;learning_rate", 0.1, 'argument of SGD in config section "optimizer" "learning_rate"'),
-        ("optimizer;args;nesterov", "yes", '"nesterov" in optimizer.SGD must be of type bool'),
-        ("lr_scheduler;args;step3", 1, 'did you mean "step[12]"'),
         ("metrics", ["acuracy"], 'Unknown metric "acuracy": did you mean "accuracy"'),
         ("n_gpu", "one", '"n_gpu" in config must be of type int'),
         ("arch;args", 3, "must be a JSON object"),
@@ -128,12 +120,6 @@ def test_values_out_of_range_are_named(config, path, value, message):
             config.build(section)
 
 
-def test_another_number_of_classes(config):
-    config["arch"]["args"]["num_classes"] = 10
-    with pytest.raises(UserError, match="num_classes is 10 and the data has 100 classes"):
-        build_network(read_config(config), 100, torch.device("cpu"))
-
-
 def test_flags_and_assignments_override_the_file():
     path = str(ROOT / "configs" / TADE)
     flags = "--lr 0.05 --bs 64 --epochs 30 --num_experts 4 --name mine --save_period 7 --seed 3 --step1 24 -d cpu"
@@ -143,15 +129,12 @@ def test_flags_and_assignments_override_the_file():
     assert config["optimizer"]["args"]["lr"] == 0.05 and config["data_loader"]["args"]["batch_size"] == 64
     assert config["trainer"] == {
         **read_json(path)["trainer"],
-        "epochs": 30,
-        "save_period": 7,
-        "monitor": "off",
-        "compile": True,
+        **{"epochs": 30, "save_period": 7, "monitor": "off", "compile": True},
     }
     assert config["arch"]["args"]["num_experts"] == 4 and config["name"] == "mine" and config["seed"] == 3
     assert config["lr_scheduler"]["args"]["step1"] == 24 and config["loss"]["args"]["tau"] == 1.5
     assert config["data_loader"]["args"]["imb_factor"] == 0.1
-    assert options["device"] == "cpu" and options["checkpoint"] is None and options["run_id"] is None
+    assert options["device"] == "cpu" and options["resume"] is None and options["run_id"] is None
 
 
 def test_merging_leaves_both_sides_alone():
@@ -160,12 +143,8 @@ def test_merging_leaves_both_sides_alone():
     assert merged == {"a": {"b": {"e": 3}}, "d": 2, "f": {"g": [4]}}
     merged["f"]["g"].append(5)
     assert base == {"a": {"b": {"c": 1}}, "d": 2} and changes == {"a": {"b": {}}, "a;b;e": 3, "f;g": [4]}
-
-
-def test_an_unknown_trainer_is_named(config):
-    config["trainer"]["type"] = "Trainr"
-    with pytest.raises(UserError, match='type in config section "trainer" "Trainr": did you mean "Trainer"'):
-        read_config(config)
+    with pytest.raises(UserError, match='"d" is a value, not a section'):
+        merge(base, {"d;type": 1})
 
 
 def test_assignments():
@@ -173,8 +152,6 @@ def test_assignments():
     assert parse_assignment("optimizer;type=Adam") == ("optimizer;type", "Adam")
     with pytest.raises(UserError, match="--set needs KEY;PATH=VALUE"):
         parse_assignment("optimizer;type")
-    with pytest.raises(UserError, match='"name" is a value, not a section'):
-        merge({"name": "x"}, {"name;type": 1})
 
 
 def test_config_files_that_cannot_be_read(tmp_path):
@@ -192,19 +169,6 @@ def test_config_files_that_cannot_be_read(tmp_path):
 def test_fits():
     assert fits([1, 2], list[int]) and not fits([1, "2"], list[int]) and not fits(3, list[int])
     assert fits(None, int | None) and not fits("3", int | None) and fits(3, float) and not fits(True, float)
-
-
-def test_parsing_touches_nothing(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    read_config(config)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_components_are_what_their_modules_publish():
-    for section, component in COMPONENTS.items():
-        if isinstance(component, dict):
-            assert component and all(callable(c) for c in component.values()), section
-    assert Path(ROOT / "configs" / TADE).exists()
 
 
 def test_every_data_set_has_its_recommended_config():
@@ -244,25 +208,15 @@ def test_numbers_of_any_length_are_refused(config, path, value):
     with pytest.raises(UserError, match=r"must lie between -2\^63 and 2\^63|must be of type float"):
         read_config(merge(config, {path: value}))
     assert read_config(merge(config, {"seed": 2**63 - 1}))["seed"] == 2**63 - 1
-
-
-def test_the_largest_seed_seeds():
     seed_everything(2**63 - 1)
     assert torch.rand(1, generator=epoch_generator(2**63 - 1, 1)) >= 0
 
 
-def test_numbers_of_views_have_an_end(config):
-    with pytest.raises(UserError, match="averaged_views must be at most 10000"):
-        read_config({**config, "averaged_views": 10**9})
-
-
 def test_long_values_are_shown_in_part(config):
-    with pytest.raises(UserError) as caught:
-        read_config({**config, "n_gpu": "x" * 10_000})
-    assert len(str(caught.value)) < 500
-    with pytest.raises(UserError) as caught:
-        read_config({**config, "x" * 10_000: 1})
-    assert len(str(caught.value)) < 1000
+    for key in ("n_gpu", "x" * 10_000):
+        with pytest.raises(UserError) as caught:
+            read_config({**config, key: "x" * 10_000})
+        assert len(str(caught.value)) < 1000
 
 
 def test_another_type_leaves_behind_what_only_the_one_before_took():

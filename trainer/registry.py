@@ -138,6 +138,3 @@ def _rescaled(checked: ConfigParser, changes: Mapping) -> ConfigParser:
     shown = ", ".join(f"{path} {json.dumps(value)}" for path, value in moved.items())
     get_logger().info(f"The schedule moves with the epochs, which were {whole}: {shown}.")
     return ConfigParser(merge(checked.config, moved), COMPONENTS, SUPPLIED)
-
-
-make_config = read_config
