@@ -8,6 +8,7 @@ logits of a network trained with it carry (`log_priors`), which is what adaptati
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +50,9 @@ def ldam_margins(cls_num_list: Sequence[int], max_m: float = 0.5) -> Tensor:
     return (margins * (max_m / margins.max())).float()
 
 
-def ldam_logits(logits: Tensor, target: Tensor, margins: Tensor) -> Tensor:
-    """Logits [B, C] with the true class's lowered by its margin (in logits, so s * m_c): [B, C]."""
-    return logits - F.one_hot(target, logits.shape[1]) * margins
+def ldam_loss(logits: Tensor, target: Tensor, margins: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Cross entropy of logits [B, C] whose true class is lowered by its margin (in logits, so s * m_c) -> scalar."""
+    return F.cross_entropy(logits - F.one_hot(target, logits.shape[1]) * margins, target, class_weights)
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float) -> Tensor:
@@ -169,9 +170,7 @@ class DiverseExpertLoss(Loss):
         self.register_buffer("inverse_prior", inverse_prior(self.prior))
 
     def forward(self, output: dict[str, Tensor], target: Tensor) -> Tensor:
-        """output["logits"] [B, E, C], target [B] -> scalar. Without per-expert logits: cross entropy of the mean."""
-        if "logits" not in output:
-            return F.cross_entropy(output["output"], target)
+        """output["logits"] [B, E, C], target [B] -> scalar."""
         return diverse_expert_loss(output["logits"], target, self.prior, self.inverse_prior, self.tau)
 
     def log_priors(self, num_experts: int) -> Tensor:
@@ -224,21 +223,27 @@ class FocalLoss(Loss):
         return log_reweighted_prior(self.prior, None).repeat(num_experts, 1)
 
 
-class ReweightedLoss(Loss):
-    """A loss that weights the classes by `class_balanced_weights` late in training (DRW, arXiv 1906.07413).
+class LDAMLoss(Loss):
+    """Cross entropy of the mean logits with class-dependent margins (see `ldam_margins`).
+
+    Late in training the classes are weighted by `class_balanced_weights` (DRW, arXiv 1906.07413).
 
     Args:
         cls_num_list: training images per class.
+        max_m: the rarest class's margin, in cosines.
+        s: scale of the logits (30 in the cosine classifier).
         reweight_epoch: whole epochs before the weights are used, counted like the steps of the schedule; -1 never.
     """
 
+    margins: Tensor
     balanced_weights: Tensor
 
-    def __init__(self, cls_num_list: Sequence[int], reweight_epoch: int):
+    def __init__(self, cls_num_list: Sequence[int], max_m: float = 0.5, s: float = 30.0, reweight_epoch: int = -1):
         super().__init__(cls_num_list)
         self.reweight_epoch = reweight_epoch
         self.reweighting = False
         self.register_buffer("balanced_weights", class_balanced_weights(cls_num_list))
+        self.register_buffer("margins", s * ldam_margins(cls_num_list, max_m))
 
     def set_epoch(self, epoch: int) -> None:
         self.reweighting = 0 <= self.reweight_epoch < epoch
@@ -248,36 +253,19 @@ class ReweightedLoss(Loss):
         """Weights of the classes in this epoch, [C]; None for equal ones."""
         return self.balanced_weights if self.reweighting else None
 
+    def forward(self, output: dict[str, Tensor], target: Tensor) -> Tensor:
+        """output["output"] [B, C], target [B] -> scalar."""
+        return ldam_loss(output["output"], target, self.margins, self.class_weights)
+
     def log_priors(self, num_experts: int) -> Tensor:
         """The normalized log(pi_c w_c) for every expert, with the class weights w of the epoch set last. [E, C].
 
-        LDAM's margins are not counted.
+        The margins are not counted.
         """
         return log_reweighted_prior(self.prior, self.class_weights).repeat(num_experts, 1)
 
 
-class LDAMLoss(ReweightedLoss):
-    """Cross entropy of the mean logits with class-dependent margins (see `ldam_margins`).
-
-    Args:
-        cls_num_list: training images per class.
-        max_m: the rarest class's margin, in cosines.
-        s: scale of the logits (30 in the cosine classifier).
-        reweight_epoch: see ReweightedLoss.
-    """
-
-    margins: Tensor
-
-    def __init__(self, cls_num_list: Sequence[int], max_m: float = 0.5, s: float = 30.0, reweight_epoch: int = -1):
-        super().__init__(cls_num_list, reweight_epoch)
-        self.register_buffer("margins", s * ldam_margins(cls_num_list, max_m))
-
-    def forward(self, output: dict[str, Tensor], target: Tensor) -> Tensor:
-        """output["output"] [B, C], target [B] -> scalar."""
-        return F.cross_entropy(ldam_logits(output["output"], target, self.margins), target, self.class_weights)
-
-
-class RIDELoss(ReweightedLoss):
+class RIDELoss(LDAMLoss):
     """RIDE's loss (arXiv 2010.01809): every expert has an LDAM loss of its own, and experts are kept apart.
 
     Sum over the experts of the LDAM loss, plus additional_diversity_factor times `expert_diversity`; a negative factor
@@ -288,16 +276,13 @@ class RIDELoss(ReweightedLoss):
     Args:
         cls_num_list: training images per class.
         base_diversity_temperature: temperature of the diversity term.
-        max_m: the rarest class's margin, in cosines.
-        s: scale of the logits (30 in the cosine classifier).
         reweight: weight classes at all.
-        reweight_epoch: see ReweightedLoss.
         base_loss_factor: factor of the LDAM losses.
         additional_diversity_factor: factor of the diversity term.
         reweight_factor: how much the class frequencies move the temperatures, 0 to 1.
+        options: see LDAMLoss.
     """
 
-    margins: Tensor
     early_temperature: Tensor
     late_temperature: Tensor
 
@@ -305,18 +290,17 @@ class RIDELoss(ReweightedLoss):
         self,
         cls_num_list: Sequence[int],
         base_diversity_temperature: float = 1.0,
-        max_m: float = 0.5,
-        s: float = 30.0,
         reweight: bool = True,
-        reweight_epoch: int = -1,
         base_loss_factor: float = 1.0,
         additional_diversity_factor: float = -0.2,
         reweight_factor: float = 0.05,
+        **options: Any,
     ):
-        super().__init__(cls_num_list, reweight_epoch if reweight else -1)
+        super().__init__(cls_num_list, **options)
+        if not reweight:
+            self.reweight_epoch = -1
         self.base_loss_factor = base_loss_factor
         self.diversity_factor = additional_diversity_factor
-        self.register_buffer("margins", s * ldam_margins(cls_num_list, max_m))
         frequency = self.prior * len(cls_num_list)  # 1 for a class of mean size
         spread = frequency * reweight_factor + 1 - reweight_factor  # C * pi_c * factor + 1 - factor
         temperature = torch.full_like(spread, base_diversity_temperature)
@@ -329,14 +313,9 @@ class RIDELoss(ReweightedLoss):
         self.register_buffer("late_temperature", temperature * spread / spread.max())
 
     def forward(self, output: dict[str, Tensor], target: Tensor) -> Tensor:
-        """output["logits"] [B, E, C], target [B] -> scalar. Without per-expert logits: cross entropy of the mean."""
-        if "logits" not in output:
-            return F.cross_entropy(output["output"], target)
+        """output["logits"] [B, E, C], target [B] -> scalar."""
         logits = output["logits"]
-        losses = [
-            F.cross_entropy(ldam_logits(expert, target, self.margins), target, self.class_weights)
-            for expert in logits.unbind(1)
-        ]
+        losses = [ldam_loss(expert, target, self.margins, self.class_weights) for expert in logits.unbind(1)]
         temperature = self.late_temperature if self.reweighting else self.early_temperature
         diversity = expert_diversity(logits, output["output"], temperature)
         return self.base_loss_factor * functools.reduce(torch.add, losses) + self.diversity_factor * diversity

@@ -94,15 +94,6 @@ class PreActivation(Odd):
         return self.conv1(F.relu(self.bn1(self.stem(x))))
 
 
-class OtherNames(Odd):
-    def build(self, channels):
-        self.conv0, self.norm0 = conv(3, channels), nn.BatchNorm2d(channels)
-        self.conv1, self.bn1 = conv(channels, channels), nn.BatchNorm2d(channels)
-
-    def features(self, x):
-        return F.relu(self.bn1(self.conv1(F.relu(self.norm0(self.conv0(x))))))
-
-
 class SharedConvolution(Odd):
     """One convolution used twice, once with the norm and once without."""
 
@@ -114,15 +105,6 @@ class SharedConvolution(Odd):
     def features(self, x):
         x = F.relu(self.bn1(self.conv1(self.stem(x))))
         return F.relu(self.conv1(x))
-
-
-class SharedInSequence(Odd):
-    def build(self, channels):
-        norm, layer = nn.BatchNorm2d(channels), conv(channels, channels)
-        self.layers = nn.Sequential(conv(3, channels), norm, layer, norm, nn.ReLU(), layer, nn.BatchNorm2d(channels))
-
-    def features(self, x):
-        return self.layers(x)
 
 
 class NotInOrder(Odd):
@@ -172,9 +154,7 @@ class NotANumber(Odd):
 ODD = {
     NormWithActivation: 2,
     PreActivation: 1,
-    OtherNames: 1,
     SharedConvolution: 1,
-    SharedInSequence: 0,
     NotInOrder: 2,
     UsesTheNorm: 1,
     BatchStatistics: 2,

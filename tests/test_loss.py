@@ -100,14 +100,6 @@ def test_every_loss_trains_every_expert(loss, experts):
     assert bool((logits.grad.abs().sum(dim=(0, 2)) > 0).all())
 
 
-@pytest.mark.parametrize("loss", [RIDELoss, DiverseExpertLoss])
-def test_validation_on_the_mean_logits_is_cross_entropy(batch, loss):
-    output, target = batch
-    torch.testing.assert_close(
-        loss(COUNTS)({"output": output["output"]}, target), F.cross_entropy(output["output"], target)
-    )
-
-
 def test_inverse_prior_is_the_references():
     inverse = inverse_prior(class_prior(COUNTS))
     np.testing.assert_allclose(inverse, VALUES["values"]["DiverseExpertLoss.inverse_prior"], rtol=1e-6)

@@ -62,17 +62,6 @@ def test_accuracy_of_groups_and_classes_by_hand():
     assert per_class_accuracy(scores, targets, COUNTS) == [100, 50, pytest.approx(100 / 3), None]
 
 
-def test_expected_calibration_error_by_hand():
-    """Four images with confidence 0.8 of which three are right, and one with 0.6 that is wrong."""
-    probabilities = torch.tensor([[0.8, 0.2]] * 4 + [[0.4, 0.6]])
-    targets = torch.tensor([0, 0, 0, 1, 0])
-    expected = 100 * (4 / 5 * abs(3 / 4 - 0.8) + 1 / 5 * abs(0 - 0.6))
-    assert expected_calibration_error(probabilities.log(), targets, [5, 5]) == pytest.approx(expected, abs=1e-4)
-    sure = torch.tensor([[100.0, 0.0], [0.0, 100.0]])
-    assert expected_calibration_error(sure, torch.tensor([0, 1]), [5, 5]) == pytest.approx(0, abs=1e-9)
-    assert expected_calibration_error(sure, torch.tensor([1, 0]), [5, 5]) == pytest.approx(100)
-
-
 @pytest.mark.parametrize("scale", [0.1, 1, 5])
 def test_expected_calibration_error_against_a_direct_computation(scale):
     generator = torch.Generator().manual_seed(0)

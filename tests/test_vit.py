@@ -75,37 +75,6 @@ def test_cost_is_counted_by_part():
     assert "linear layers (G)" in gflops.format_cost(table)
 
 
-@needs_timm
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"variant": "vit_tiny_patch16_223"}, UserError, 'no Vision Transformer "vit_tiny_patch16_223": did you mean'),
-        ({"variant": "resnet50"}, UserError, 'no Vision Transformer "resnet50"'),
-        ({"patch_size": 32}, ValueError, "patch_size must lie between 1 and image_size"),
-        ({"num_experts": 0}, ValueError, "num_experts"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, error, message):
-    with pytest.raises(error, match=message):
-        ViTModel(**{**TINY, **arguments})
-
-
-@needs_timm
-def test_images_of_another_size_are_refused():
-    with pytest.raises(UserError, match="16x16 pixels, not 32x32: set arch;args;image_size"):
-        ViTModel(**TINY)(torch.randn(1, 3, 32, 32))
-
-
-@needs_timm
-def test_weights_that_cannot_be_had(monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(import_timm(), "create_model", fail)
-    with pytest.raises(UserError, match='could not be had .no network.*leave "pretrained" out'):
-        ViTModel(**TINY, pretrained=True)
-
-
 def test_without_timm_one_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setattr(model.backbones.timm_trunk, "torchvision", lambda: None)
     monkeypatch.setitem(sys.modules, "timm", None)
