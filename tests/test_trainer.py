@@ -77,7 +77,7 @@ def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(digits_config, capsy
     digits_config["trainer"]["tensorboard"] = True
     straight = train(digits_config, run_id="straight")
     one, two = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch "))
-    assert re.search(r"left 0:\d\d$", one) and "left" not in two
+    assert re.search(r"left 0:\d\d:\d\d$", one) and "left" not in two
     digits_config["trainer"] |= {"tensorboard": False, "epochs": 1}
     first = train(digits_config, run_id="resumed")
     digits_config["trainer"]["epochs"] = 2
